@@ -1,0 +1,56 @@
+"""Runs the scripts as a user does: in a subprocess, from the project's root."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# A model and a corpus small enough that a run takes a few seconds.
+TINY_GPT2 = ["--model_type", "gpt2", "--config_overrides", "n_embd=32,n_layer=2,n_head=2,n_positions=64,vocab_size=300"]
+
+
+def run(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    """The finished process of `command`, output as text. One thread each, so that tests side by side do not fight."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def run_script(script: str, *arguments: str | Path, expect: int = 0, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`."""
+    done = run([sys.executable, script, *map(str, arguments)], **environment)
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def run_distributed(
+    script: str, *arguments: str | Path, processes: int = 2, expect: int = 0, **environment: str
+) -> subprocess.CompletedProcess:
+    """Runs the script under torchrun with that many processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = run([*launcher, script, *map(str, arguments)], **environment)
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+def results(folder: Path) -> dict:
+    """The content of all_results.json."""
+    return json.loads((Path(folder) / "all_results.json").read_text())
+
+
+def losses(folder: Path) -> list[float]:
+    """The training losses in trainer_state.json's log history."""
+    return [entry["loss"] for entry in log_history(folder) if "loss" in entry]
+
+
+def log_history(folder: Path) -> list[dict]:
+    return json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]

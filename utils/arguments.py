@@ -1,0 +1,358 @@
+"""The command line: what can be said, in flags or in a file, and every check that needs no data.
+
+Only what parsing needs is imported here, so that `--help` and the answer to a typo come at once: Trainer, datasets and
+evaluate are imported by the scripts after parsing.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from utils import device
+from utils.amp import LEVELS, Precision, choose_precision
+from utils.errors import UsageError, one_line
+from utils.legacy_arguments import modernize
+
+# Optimizers of transformers whose update of one element looks at no other: these can run on flat buffers.
+ELEMENTWISE_OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_torch_xla",
+    "adamw_torch_npu_fused",
+    "adamw_anyprecision",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "lion_32bit",
+    "paged_adamw_32bit",
+    "paged_lion_32bit",
+    "ademamix",
+    "paged_ademamix_32bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_32bit",
+)
+# Those that build their parameter groups by themselves or update inside backward: no master weights can stand between.
+OPTIMIZERS_WITHOUT_MASTERS = ("galore", "apollo", "lomo", "adalomo", "schedule_free")
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, from which weights, with which tokenizer."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a name on the hub (gpt2) or a local folder. Leave out to train from scratch."
+        },
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "From scratch: the kind of model, e.g. gpt2 or openai-gpt."}
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "From scratch: settings that differ from the kind's own, e.g. n_embd=256,n_layer=4,n_head=4."
+        },
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "A configuration's name or folder, if it is not model_name_or_path."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "A tokenizer's name or folder, if it is not model_name_or_path. With neither, one is trained."
+        },
+    )
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "Size of the tokenizer that is trained on the corpus when none is named."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept. Default: under HF_HOME."})
+    use_fast_tokenizer: bool = field(default=True, metadata={"help": "Use the tokenizer of the tokenizers library."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model on the hub."})
+    token: str | None = field(
+        default=None, metadata={"help": "Token for the hub. Default: the one that `hf auth login` has saved."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with a model or dataset. Only if you have read it."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Type in which weights are loaded. Training keeps it at O0 and O1.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.config_overrides is not None and (self.config_name or self.model_name_or_path):
+            given = "--config_name" if self.config_name else "--model_name_or_path"
+            raise UsageError(
+                f"--config_overrides {self.config_overrides}: works from scratch, with --model_type; remove {given}"
+            )
+        if not (self.model_name_or_path or self.config_name or self.model_type):
+            raise UsageError(
+                "no model: add --model_name_or_path NAME_OR_FOLDER to start from weights, or --model_type gpt2 to train "
+                "from scratch"
+            )
+        if self.vocab_size is not None and self.vocab_size < 257:
+            raise UsageError(f"--vocab_size {self.vocab_size}: bytes alone are 256 tokens; give 257 or more")
+
+
+@dataclass
+class DataArguments:
+    """Where text comes from and how it is cut."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset's name on the hub (wikitext), or a folder saved by `datasets`."}
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "The dataset's configuration, e.g. wikitext-2-raw-v1."}
+    )
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training text: txt, csv, tsv, json, jsonl or parquet, also .gz or .zst; several, or a glob."
+        },
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Validation text, as train_file. Default: a part of the training text."}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "The column that holds the text. Default: `text`, else the first one."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N blocks only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N blocks only."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the text while training, never all of it. Needs --max_steps."}
+    )
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens in a block. Default: what tokenizer and model can take, at most 1024."}
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again, even if the result is cached."})
+    validation_split_percentage: int | None = field(
+        default=5, metadata={"help": "How much of the training text validates, where there is no validation text."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line breaks of text files."})
+
+    def __post_init__(self) -> None:
+        files = self.train_file or self.validation_file
+        if self.dataset_name is None and not files:
+            raise UsageError("no text: add --train_file FILE, or --dataset_name NAME for a dataset on the hub")
+        if self.dataset_name is not None and files:
+            raise UsageError(
+                f"--dataset_name {self.dataset_name} and --train_file/--validation_file {files[0]}: give one source"
+            )
+        if self.block_size is not None and self.block_size < 2:
+            raise UsageError(
+                f"--block_size {self.block_size}: a block has a token and its successor at least, give 2 or more"
+            )
+        percentage = self.validation_split_percentage
+        if percentage is not None and not 0 < percentage < 100:
+            raise UsageError(f"--validation_split_percentage {percentage}: give a whole number from 1 to 99")
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: give 1 or more, or leave it out")
+
+
+@dataclass
+class LanguageModelingArguments(TrainingArguments):
+    """transformers' TrainingArguments, with apex's precision levels and combined gradients."""
+
+    fp16_opt_level: str | None = field(
+        default=None,
+        metadata={
+            "help": "Mixed precision with --fp16 or --bf16. O0: float32. O1: autocast (the default). O2: half weights, "
+            "float32 norms and masters. O3: all half.",
+            "choices": list(LEVELS),
+        },
+    )
+    loss_scale: str | None = field(
+        default=None,
+        metadata={"help": "'dynamic' or a number. Default: dynamic with --fp16, none with --bf16."},
+    )
+    use_combine_grad: bool = field(
+        default=False,
+        metadata={"help": "Keep all gradients in one flat buffer: the optimizer then takes a few operators a step."},
+    )
+    device_id: int | None = field(
+        default=None, metadata={"help": "The one device that a single process uses, numbered from 0."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew in a used output folder; removes only what a run of ours wrote."}
+    )
+
+    def __post_init__(self) -> None:
+        self.precision: Precision  # set below; no field, so that it is no flag
+        try:
+            self.precision = choose_precision(self.fp16, self.bf16, self.fp16_opt_level, self.loss_scale)
+            if self.device_id is not None:
+                device.select_device(self.device_id)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self._check_optimizer()
+        self._check_numbers()
+        if device.accelerator() is None:
+            # transformers forms a process group for CPUs only if it is told that CPUs are meant: without this every
+            # rank of a torchrun would train on the same samples, in silence.
+            self.use_cpu = True
+        super().__post_init__()
+        if self.world_size != device.process_count():
+            raise UsageError(
+                f"WORLD_SIZE is {device.process_count()} but {self.world_size} process takes part in training: start the "
+                "script with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK"
+            )
+
+    def _check_optimizer(self) -> None:
+        optimizer = getattr(self.optim, "value", self.optim)
+        if self.use_combine_grad and optimizer not in ELEMENTWISE_OPTIMIZERS:
+            raise UsageError(
+                f"--optim {optimizer} cannot run with --use_combine_grad: its update is not element-wise, it looks at a "
+                "parameter's shape or at blocks of it; use adamw_torch_fused, or leave --use_combine_grad out"
+            )
+        if self.precision.has_master_weights and optimizer.startswith(OPTIMIZERS_WITHOUT_MASTERS):
+            raise UsageError(
+                f"--optim {optimizer} cannot run at O2: it updates the model's own weights, past the float32 masters; use "
+                "adamw_torch_fused, or --fp16_opt_level O1"
+            )
+        if (self.fsdp or self.deepspeed) and (self.use_combine_grad or self.precision.casts_model):
+            engine = "--deepspeed" if self.deepspeed else "--fsdp"
+            asked = "--use_combine_grad" if self.use_combine_grad else f"--fp16_opt_level {self.precision.level}"
+            raise UsageError(
+                f"{asked} does not work with {engine}, which shards the weights itself; leave one of them out"
+            )
+
+    def _check_numbers(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more")
+        if self.output_dir is not None and os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir):
+            raise UsageError(f"--output_dir {self.output_dir}: is a file; name a folder")
+
+
+class Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line that names the flag, instead of three screens of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{one_line(ValueError(message))}; --help lists all flags")
+
+
+def parse(
+    types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
+) -> tuple[tuple, list[str]]:
+    """Instances of the dataclasses `types` from the command line, and notes on old words that were translated.
+
+    The command line is flags, or one JSON or YAML file of {flag: value}, or such a file and flags, which win. Flags of
+    transformers 4.20 to 4.57 and of Ascend's scripts mean what they meant. Raises UsageError.
+    """
+    parser = Parser(types, description=description)
+    words = expand_file(list(sys.argv[1:] if argv is None else argv), parser)
+    try:
+        modernized = modernize(words, known_flags(parser))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    os.environ.update(modernized.environment)
+    try:
+        *instances, unknown = parser.parse_args_into_dataclasses(
+            modernized.argv, return_remaining_strings=True, look_for_args_file=False
+        )
+    except UsageError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        raise UsageError(one_line(error)) from error
+    if unknown:
+        raise UsageError(unknown_flag(unknown[0], parser))
+    return tuple(instances), modernized.notes
+
+
+def known_flags(parser: Parser) -> set[str]:
+    """Names of all flags, without dashes, with underscores."""
+    return {option[2:].replace("-", "_") for option in parser._option_string_actions if option.startswith("--")}
+
+
+def unknown_flag(word: str, parser: Parser, place: str = "") -> str:
+    """The message for a word that is no flag, with the flag that is most like it."""
+    if not word.startswith("-"):
+        return f"{place}unexpected argument {word!r}: flags start with --, and a config file comes first; --help lists all flags"
+    name = word.lstrip("-").split("=")[0].replace("-", "_")
+    close = difflib.get_close_matches(name, known_flags(parser), n=1)
+    return f"{place}unknown flag --{name}" + (f"; did you mean --{close[0]}?" if close else "; --help lists all flags")
+
+
+def expand_file(words: list[str], parser: Parser) -> list[str]:
+    """Replaces a leading config file by the flags that it stands for. Raises UsageError, naming file and line."""
+    if not words or words[0].startswith("-") or not words[0].endswith((".json", ".yaml", ".yml")):
+        return words
+    path = words[0]
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    content = _read_mapping(path, text)
+    flags: list[str] = []
+    for name, value in content.items():
+        if value is None:
+            continue
+        flags.append(f"--{name}")
+        if isinstance(value, list):
+            flags += [str(item) for item in value]
+        elif isinstance(value, dict):
+            flags.append(json.dumps(value))
+        else:
+            flags.append(str(value))
+    return flags + words[1:]
+
+
+def _read_mapping(path: str, text: str) -> dict:
+    import yaml
+
+    try:
+        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
+    except yaml.YAMLError as error:
+        line = f"line {error.problem_mark.line + 1} " if getattr(error, "problem_mark", None) else ""
+        raise UsageError(f"{path}: {line}is not YAML: {getattr(error, 'problem', None) or one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected a mapping of flags to values, found {type(content).__name__}")
+    return content
+
+
+def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:
+    """Raises UsageError for a run that cannot be, as far as flags alone tell."""
+    if not (args.do_train or args.do_eval):
+        raise UsageError("nothing to do: add --do_train, --do_eval or both")
+    if args.do_train and data.dataset_name is None and data.train_file is None:
+        raise UsageError("--do_train: no training text; add --train_file FILE")
+    if args.do_train and data.streaming and args.max_steps <= 0:
+        raise UsageError("--streaming: a stream has no length that epochs could be counted by; add --max_steps N")
+    evaluates_while_training = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
+    if evaluates_while_training and not args.do_eval:
+        raise UsageError(f"--eval_strategy {args.eval_strategy}: add --do_eval")
+
+
+def wants_traceback(argv: Sequence[str] | None = None) -> bool:
+    """Whether `--log_level debug` stands in the command line: errors then show where they come from."""
+    words = " ".join(sys.argv[1:] if argv is None else argv).replace("=", " ").replace("log-level", "log_level")
+    return "--log_level debug" in words
+
+
+def snapshot(instances: Sequence) -> dict:
+    """{flag: value} of all arguments, as JSON knows them: what a run is compared by. Tokens are left out."""
+    values: dict = {}
+    for instance in instances:
+        plain = instance.to_dict() if isinstance(instance, TrainingArguments) else dataclasses.asdict(instance)
+        secrets = ("token", "hub_token")
+        values.update(
+            {f.name: plain[f.name] for f in dataclasses.fields(instance) if f.init and f.name not in secrets}
+        )
+    return json.loads(json.dumps(values, default=str))

@@ -1,0 +1,34 @@
+"""Mistakes of a user, told in one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class UsageError(ValueError):
+    """A mistake that the user can mend: the message names the flag or file, its value and the remedy, in one line."""
+
+
+def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
+    """Calls `main`; a UsageError ends the process with its message as one line on stderr and exit code 2.
+
+    wants_traceback: asked when an error came; true (--log_level debug) lets the traceback through.
+    """
+    try:
+        main()
+    except UsageError as error:
+        if wants_traceback():
+            raise
+        # Of several ranks that all fail alike, one speaks.
+        if os.environ.get("RANK", "0") == "0":
+            script = os.path.basename(sys.argv[0])
+            print(f"{script}: error: {one_line(error)}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,126 @@
+"""Configuration, tokenizer and model: loaded by name, or made from scratch."""
+
+import logging
+import os
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from utils.arguments import LanguageModelingArguments, ModelArguments
+from utils.errors import UsageError, one_line
+from utils.hub import CANONICAL_MODELS, explain
+from utils.tokenization import train_byte_level_bpe
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(model: ModelArguments) -> PreTrainedConfig:
+    """The configuration that --config_name, --model_name_or_path or --model_type with --config_overrides asks for."""
+    flag, name = (
+        ("--config_name", model.config_name)
+        if model.config_name
+        else ("--model_name_or_path", model.model_name_or_path)
+    )
+    if name:
+        try:
+            return AutoConfig.from_pretrained(canonical(name), **_hub_options(model))
+        except Exception as error:
+            raise _explain_local(error, flag, name, "config.json") from error
+    if model.model_type not in CONFIG_MAPPING:
+        raise UsageError(f"--model_type {model.model_type}: unknown; for this script e.g. gpt2 or openai-gpt")
+    config = CONFIG_MAPPING[model.model_type]()
+    if model.config_overrides:
+        try:
+            config.update_from_string(model.config_overrides)
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"--config_overrides {model.config_overrides}: {one_line(error)}") from error
+        logger.info("from scratch: %s with %s", model.model_type, model.config_overrides)
+    return config
+
+
+def load_tokenizer(model: ModelArguments) -> Tokenizer | None:
+    """The tokenizer of --tokenizer_name or --model_name_or_path; None if neither is given."""
+    flag, name = (
+        ("--tokenizer_name", model.tokenizer_name)
+        if model.tokenizer_name
+        else ("--model_name_or_path", model.model_name_or_path)
+    )
+    if not name:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(canonical(name), use_fast=model.use_fast_tokenizer, **_hub_options(model))
+    except Exception as error:
+        raise _explain_local(error, flag, name, "tokenizer.json") from error
+
+
+def train_tokenizer(
+    text: Dataset | IterableDataset, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
+) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer on the corpus, saves it in the output folder and fits `config` to it.
+
+    The main process trains, the others load what it saved.
+    """
+    with args.main_process_first(local=False, desc="training the tokenizer"):
+        if args.process_index == 0:
+            tokenizer = train_byte_level_bpe(text, model.vocab_size or config.vocab_size)
+            tokenizer.model_max_length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+            tokenizer.save_pretrained(args.output_dir)
+            logger.info("no tokenizer named: trained one of %d tokens, saved in %s", len(tokenizer), args.output_dir)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
+    config.vocab_size = len(tokenizer)
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = tokenizer.eos_token_id
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: PreTrainedConfig) -> None:
+    """Raises UsageError if the tokenizer has ids that the model's embedding has no row for."""
+    if len(tokenizer) > config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer)} tokens, more than the {config.vocab_size} rows of the model's embedding; "
+            f"from scratch add --config_overrides vocab_size={len(tokenizer)}, else name the model's own tokenizer by "
+            "--tokenizer_name"
+        )
+
+
+def load_model(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+    """The model with its saved weights, or with new ones drawn from torch's generator: seed it before."""
+    if model.model_name_or_path:
+        dtype = model.dtype if model.dtype in ("auto", None) else getattr(torch, model.dtype)
+        try:
+            return auto_class.from_pretrained(
+                canonical(model.model_name_or_path), config=config, dtype=dtype, **_hub_options(model)
+            )
+        except Exception as error:
+            raise _explain_local(error, "--model_name_or_path", model.model_name_or_path, "weights") from error
+    try:
+        made = auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
+    except ValueError as error:
+        raise UsageError(f"--model_type {config.model_type}: {one_line(error)[:200]}") from error
+    logger.info("from scratch: %.2fM parameters", made.num_parameters() / 1e6)
+    return made
+
+
+def canonical(name: str) -> str:
+    """The hub's present name for an old short one; anything that is a folder here stays what it is."""
+    return name if os.path.exists(name) else CANONICAL_MODELS.get(name, name)
+
+
+def _hub_options(model: ModelArguments) -> dict:
+    return {
+        "cache_dir": model.cache_dir,
+        "revision": model.model_revision,
+        "token": model.token,
+        "trust_remote_code": model.trust_remote_code,
+    }
+
+
+def _explain_local(error: Exception, flag: str, name: str, missing: str) -> UsageError:
+    if os.path.isdir(name):
+        return UsageError(f"{flag} {name}: this folder holds no readable {missing}: {one_line(error)[:200]}")
+    if os.path.isfile(name):
+        return UsageError(f"{flag} {name}: is a file; name the folder that it is in")
+    return explain(error, flag, name)

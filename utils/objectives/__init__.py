@@ -1,0 +1,1 @@
+"""What a model learns to predict: each objective's collator and its evaluation."""

@@ -1,0 +1,173 @@
+"""The output folder: may this run use it, does it go on with an earlier one, and what may be removed from it.
+
+A run keeps `run.json` in its folder: the script, its arguments and whether it came to its end.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+# Arguments that change what is told about a run, not what it computes.
+REPORTING_ARGUMENTS = re.compile(
+    r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
+    r"resume_from_checkpoint|push_to_hub.*|hub_.*"
+)
+# What a run of ours writes into its folder, by name. Anything else there belongs to somebody else.
+OWN_FILES = re.compile(
+    r"run\.json|results\.md|(all|train|eval)_results\.json|trainer_state\.json|training_args\.bin|README\.md|"
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
+    r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.jinja|"
+    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|events\.out\.tfevents\..*"
+)
+OWN_FOLDERS = re.compile(r"checkpoint-\d+|runs|.*_\d\d-\d\d-\d\d_.*")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What to do in the folder: "start", "resume" from `checkpoint`, or nothing, since the run is "finished"."""
+
+    verdict: str
+    checkpoint: str | None = None
+    note: str | None = None
+
+
+def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume: str | None) -> Claim:
+    """Decides how a run may use its output folder. Reads only: several processes may ask at once.
+
+    output_dir: the folder, which need not exist.
+    arguments: {flag: value} of the whole command line, JSON types only.
+    resume: an explicit --resume_from_checkpoint, which the user answers for: the arguments may then differ.
+
+    Raises UsageError if the folder holds another run, naming the first flag that differs.
+    """
+    folder = Path(output_dir)
+    if not folder.is_dir() or overwrite:
+        return Claim("start")
+    if resume is not None:
+        return Claim("resume", resume)
+    if not (folder / RUN_FILE).exists():
+        strangers = sorted(e.name for e in folder.iterdir() if e.name in ("trainer_state.json", "model.safetensors"))
+        strangers += sorted(e.name for e in folder.glob("checkpoint-*"))
+        if strangers:
+            raise UsageError(
+                f"--output_dir {output_dir}: holds {strangers[0]} of a run that is not ours to continue; name another "
+                "folder, or add --overwrite_output_dir to write over it"
+            )
+        return Claim("start")
+    record = _read_record(folder)
+    if record["script"] != script:
+        raise UsageError(
+            f"--output_dir {output_dir}: is the output of {record['script']}, not of {script}; name another folder, or add "
+            "--overwrite_output_dir to start anew"
+        )
+    difference = first_difference(record["arguments"], arguments)
+    if difference is not None:
+        name, before, now = difference
+        raise UsageError(
+            f"--output_dir {output_dir}: holds a run with --{name} {before}, this one has {now}; name another folder, or "
+            "add --overwrite_output_dir to start anew"
+        )
+    if record["finished"]:
+        return Claim(
+            "finished",
+            note=f"{output_dir}: this run is finished already, nothing to do; --overwrite_output_dir starts it anew",
+        )
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        return Claim("start", note=f"{output_dir}: an earlier start of this run left no checkpoint; starting again")
+    return Claim(
+        "resume", str(checkpoint), note=f"{output_dir}: this run is unfinished; resuming from {checkpoint.name}"
+    )
+
+
+def claim_for_all(args, script: str, arguments: dict) -> Claim:
+    """`claim` by the main process, with its verdict told to all of them; records the run and says what it found.
+
+    args: the run's LanguageModelingArguments. Raises the same UsageError on every rank.
+    """
+    verdict: Claim | UsageError | None = None
+    if args.process_index == 0:
+        try:
+            verdict = claim(args.output_dir, script, arguments, args.overwrite_output_dir, args.resume_from_checkpoint)
+            if verdict.verdict != "finished":
+                begin(args.output_dir, script, arguments, args.overwrite_output_dir)
+        except UsageError as error:
+            verdict = error
+    if args.world_size > 1:
+        from accelerate.utils import broadcast_object_list
+
+        [verdict] = broadcast_object_list([verdict])
+    if isinstance(verdict, UsageError):
+        raise verdict
+    if verdict.note and args.process_index == 0:
+        logger.warning(verdict.note)
+    return verdict
+
+
+def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> None:
+    """Clears what an earlier run of ours wrote, if `overwrite`, and records the new run. For one process to call."""
+    folder = Path(output_dir)
+    if overwrite and (folder / RUN_FILE).exists():
+        remove_own_files(folder)
+    _write_record(folder, {"script": script, "arguments": arguments, "finished": False})
+
+
+def finish(output_dir: str) -> None:
+    """Records that the run came to its end. For one process to call, after everything is written."""
+    folder = Path(output_dir)
+    _write_record(folder, {**_read_record(folder), "finished": True})
+
+
+def first_difference(before: dict, now: dict) -> tuple[str, object, object] | None:
+    """(flag, earlier value, new value) of the first argument that differs, arguments about reporting aside."""
+    for name in now:
+        if not REPORTING_ARGUMENTS.fullmatch(name) and name in before and before[name] != now[name]:
+            return name, before[name], now[name]
+    return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps that was written to its end: trainer_state.json comes last."""
+    numbered = [(int(e.name.split("-")[1]), e) for e in folder.glob("checkpoint-*") if e.name.split("-")[1].isdigit()]
+    complete = [(steps, entry) for steps, entry in numbered if (entry / "trainer_state.json").is_file()]
+    return max(complete, default=(0, None))[1]
+
+
+def remove_own_files(folder: Path) -> None:
+    """Removes what a run of ours wrote, by name; other people's files stay, in checkpoint folders too."""
+    for entry in sorted(folder.iterdir()):
+        if entry.is_symlink() or entry.is_file():
+            if OWN_FILES.fullmatch(entry.name):
+                entry.unlink()
+        elif OWN_FOLDERS.fullmatch(entry.name):
+            remove_own_files(entry)
+            if not any(entry.iterdir()):
+                shutil.rmtree(entry)
+
+
+def _read_record(folder: Path) -> dict:
+    try:
+        record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return {key: record[key] for key in ("script", "arguments", "finished")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder / RUN_FILE}: cannot be read, so the run in this folder is unknown; name another --output_dir, or "
+            "remove the file"
+        ) from error
+
+
+def _write_record(folder: Path, record: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{RUN_FILE}.tmp"
+    temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    os.replace(temporary, folder / RUN_FILE)

@@ -1,0 +1,69 @@
+"""Tokenizers: load one or train one; text to token ids."""
+
+import logging
+from collections.abc import Iterator
+
+from datasets import Dataset, Features, IterableDataset, Sequence, Value
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+BATCH = 1000
+
+
+def train_byte_level_bpe(text: Dataset | IterableDataset, vocab_size: int, end_of_text: str = "<|endoftext|>"):
+    """A byte-level BPE tokenizer of GPT-2's kind, trained on the column `text`.
+
+    vocab_size: at most so many tokens; a small corpus has fewer pairs that repeat. `end_of_text` begins, ends and
+    stands for the unknown, as in GPT-2.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import GPT2TokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[end_of_text],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_batches(text), trainer)
+    return GPT2TokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end_of_text, eos_token=end_of_text, unk_token=end_of_text
+    )
+
+
+def _batches(text: Dataset | IterableDataset) -> Iterator[list[str]]:
+    for batch in text.iter(batch_size=BATCH):
+        yield [line for line in batch["text"] if line]
+
+
+def tokenize(
+    text: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    processes: int | None = None,
+    use_cache: bool = True,
+) -> Dataset | IterableDataset:
+    """The column `input_ids` (int32) of each document's token ids, special tokens as the tokenizer adds them."""
+
+    def encode(batch: dict) -> dict:
+        # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
+        documents = ["" if document is None else document for document in batch["text"]]
+        return {"input_ids": tokenizer(documents, return_attention_mask=False, verbose=False)["input_ids"]}
+
+    if isinstance(text, IterableDataset):
+        return text.map(encode, batched=True, batch_size=BATCH, remove_columns=["text"])
+    return text.map(
+        encode,
+        batched=True,
+        batch_size=BATCH,
+        remove_columns=["text"],
+        features=Features({"input_ids": Sequence(Value("int32"))}),
+        num_proc=processes,
+        load_from_cache_file=use_cache,
+        desc="Running tokenizer on dataset",
+    )

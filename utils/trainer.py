@@ -1,0 +1,229 @@
+"""transformers' Trainer with native O0-O3 precision, combined gradients and constant-memory evaluation.
+
+Every method here is a narrow hook: it does one thing before or after the method it overrides, whose body stays
+transformers' own. With all options off it trains bit for bit as Trainer does.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from utils import device
+from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
+from utils.combine_grad import CombinedOptimizer
+from utils.data_parallel import CombinedDataParallel
+from utils.metrics import RunningSums, Throughput, TokenAccuracy
+
+logger = logging.getLogger(__name__)
+
+
+class SkippedSteps(TrainerCallback, ExportableState):
+    """Counts the steps that were skipped because a gradient overflowed, over resumes too, and tells of each."""
+
+    def __init__(self):
+        self.skipped_steps = 0
+
+    def on_step_end(self, args, state, control, optimizer=None, **_):
+        if not optimizer.step_was_skipped:
+            return
+        self.skipped_steps += 1
+        logger.warning(
+            "step %d: a gradient overflowed, so weights and learning rate stay as they are; the loss scale is now %g",
+            state.global_step,
+            optimizer.scaler.get_scale(),
+        )
+
+    def state(self) -> dict:
+        return {"args": {}, "attributes": {"skipped_steps": self.skipped_steps}}
+
+
+class LanguageModelingTrainer(Trainer):
+    """Trainer for LanguageModelingArguments.
+
+    token_sums: (logits, labels) -> float32 of shape (batch, 3), each sample's correct predictions, targets and negative
+        log-likelihood: the objective's evaluation.
+    """
+
+    def __init__(
+        self, *arguments, token_sums: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None, **named
+    ):
+        self.token_sums = token_sums
+        self.running_sums: RunningSums | None = None
+        self.throughput: Throughput | None = None
+        self._model_is_cast = False
+        super().__init__(*arguments, **named)
+        self.add_callback(SkippedSteps())
+        self.add_callback(_ThroughputClock(self))
+
+    # ---- precision ----
+    def _build_accelerator_args(self, **named) -> dict:
+        # accelerate's own mixed precision stays off: it has neither O2 nor O3, nor autocast on a CPU.
+        return {**super()._build_accelerator_args(**named), "mixed_precision": "no"}
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        precision = self.args.precision
+        if precision.loss_scale is not None:
+            # From here accelerate scales the loss, sees skipped steps, and Trainer saves and loads scaler.pt.
+            self.accelerator.scaler = LossScaler(self.args.device.type, precision.loss_scale)
+        slowdown = device.half_slowdown(self.args.device, precision.dtype)
+        if slowdown > 3:
+            logger.warning(
+                "this CPU multiplies %s matrices %.0f times slower than float32: --fp16_opt_level %s works here, but "
+                "float32 is faster",
+                str(precision.dtype).removeprefix("torch."),
+                slowdown,
+                precision.level,
+            )
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        context = super().compute_loss_context_manager()
+        context.enter_context(autocast(self.args.precision, self.args.device.type))
+        return context
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        masters = self._cast_model()
+        if self.args.use_combine_grad or masters:
+            self.optimizer = CombinedOptimizer(
+                optimizer,
+                masters,
+                join=self.args.use_combine_grad,
+                fold_clip=device.fused_adamw_obeys_grad_scale(self.args.device),
+            )
+        elif self.args.precision.loss_scale is not None:
+            read_overflow_on_the_host(optimizer)
+        return self.optimizer
+
+    def _cast_model(self) -> dict:
+        if self._model_is_cast or not self.args.precision.casts_model:
+            return {}
+        self._model_is_cast = True
+        return cast_model(self.model, self.args.precision)
+
+    # ---- combined gradients ----
+    @property
+    def combined(self) -> CombinedOptimizer | None:
+        """The optimizer that runs on flat buffers, within what accelerate wrapped around it; None if there is none."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        candidates = (self.optimizer, optimizer)
+        return next((candidate for candidate in candidates if isinstance(candidate, CombinedOptimizer)), None)
+
+    def _wrap_model(self, model, training=True, dataloader=None):
+        if isinstance(model, CombinedDataParallel):
+            return model
+        if not training or self.combined is None or self.args.world_size == 1:
+            return super()._wrap_model(model, training, dataloader)
+        model = self.accelerator.prepare_model(model, evaluation_mode=True)  # placed and compiled, not wrapped in DDP
+        find_unused = self.args.ddp_find_unused_parameters
+        return CombinedDataParallel(
+            model,
+            self.combined,
+            bucket_megabytes=self.args.ddp_bucket_cap_mb or 25,
+            find_unused_parameters=find_unused if find_unused is not None else True,
+        )
+
+    def _unscale_gradients(self) -> None:
+        if self.combined is not None:
+            self.combined.finish_gradients()
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(self.combined or self.optimizer.optimizer)
+
+    def _clip_grad_norm(self, model):
+        self._unscale_gradients()
+        if self.combined is not None:
+            return self.combined.clip_grad_norm_(self.args.max_grad_norm)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        if grad_norm is None:
+            self._unscale_gradients()
+            if self.combined is not None:
+                grad_norm = self.combined.grad_norm()
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.
+        with self._float32_weights():
+            super()._save(output_dir, state_dict)
+
+    def _load_best_model(self) -> None:
+        with self._float32_weights():
+            super()._load_best_model()
+
+    def _float32_weights(self) -> contextlib.AbstractContextManager:
+        return self.combined.float32_weights() if self.combined is not None else contextlib.nullcontext()
+
+    # ---- evaluation ----
+    def evaluation_loop(self, *arguments, **named):
+        self._cast_model()
+        prefix = named.get("metric_key_prefix", "eval")
+        self.running_sums = RunningSums(3, self.args.device) if self.token_sums is not None else None
+        output = super().evaluation_loop(*arguments, **named)
+        if self.running_sums is not None:
+            correct, targets, negative_log_likelihood = self.running_sums.tolist()
+            metrics = TokenAccuracy().compute(
+                correct=[correct], targets=[targets], negative_log_likelihood=[negative_log_likelihood]
+            )
+            output.metrics[f"{prefix}_loss"] = metrics["loss"]
+            output.metrics[f"{prefix}_accuracy"] = metrics["accuracy"]
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.running_sums is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs.pop("labels")
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logits = model(**inputs).logits
+            # By sample, so that the gathering can drop those that fill up the last batch of some ranks.
+            sums = self.gather_function(self.token_sums(logits, labels))
+        self.running_sums.add(sums.sum(dim=0))
+        return None, None, None
+
+    # ---- log ----
+    def log(self, logs, start_time=None) -> None:
+        if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
+            scaler = self.accelerator.scaler
+            logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
+            logs["skipped_steps"] = self._skipped_steps()
+        super().log(logs, start_time)
+
+    def _skipped_steps(self) -> int:
+        return next(c.skipped_steps for c in self.callback_handler.callbacks if isinstance(c, SkippedSteps))
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        samples, tokens = inputs["input_ids"].shape[0], inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.throughput.count(samples, tokens)
+        return loss
+
+    def _maybe_log_save_evaluate(self, *arguments, **named):
+        busy = self.control.should_evaluate or self.control.should_save
+        start = time.perf_counter()
+        super()._maybe_log_save_evaluate(*arguments, **named)
+        if busy:
+            self.throughput.pause(time.perf_counter() - start)
+
+
+class _ThroughputClock(TrainerCallback):
+    """Starts and stops the trainer's Throughput."""
+
+    def __init__(self, trainer: LanguageModelingTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **_):
+        self.trainer.throughput = Throughput(state.max_steps - state.global_step, args.world_size, args.device)
+
+    def on_step_end(self, args, state, control, **_):
+        self.trainer.throughput.step_done()
+
+    def on_train_end(self, args, state, control, **_):
+        self.trainer.throughput.stop()
