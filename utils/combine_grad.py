@@ -57,7 +57,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         join: bool = True,
         fold_clip: bool = False,
     ):
-        assert not optimizer.state, "the optimizer has taken steps already"
+        initial_state = optimizer.state_dict()["state"]  # Adagrad's starts filled
+        optimizer.state.clear()
         masters = masters or {}
         self.optimizer = optimizer
         self.join = join
@@ -75,11 +76,12 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._window = "empty"  # then "open" while gradients arrive, then "finished" until the next one arrives
         self._arrived: set[Member] = set()
         self._present: set[Member] = set(self.members)
-        self.segments = self._make_segments({})
+        self.segments = self._make_segments(initial_state)
         self._publish_segments()
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self.param_groups = optimizer.param_groups
         self.state = optimizer.state
+        self._fill_state(initial_state)
         for member in self.members:
             member.source.register_post_accumulate_grad_hook(self._gradient_hook(member))
 
@@ -265,11 +267,14 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.state.clear()
         self.segments = self._make_segments(state)
         self._present = set(self.members)
+        self._fill_state(state)
+        self._publish_segments()
+        self._forget_gradients()
+
+    def _fill_state(self, state: Mapping[int, dict]) -> None:
         for segment in self.segments:
             if segment.members[0].index in state:
                 self.state[segment.parameter] = self._join_state(segment, state)
-        self._publish_segments()
-        self._forget_gradients()
 
     def _join_state(self, segment: Segment, state: Mapping[int, dict]) -> dict:
         joined = {}

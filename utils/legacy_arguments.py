@@ -1,6 +1,6 @@
 """Command lines written for transformers 4.20 to 4.57, put into the words of transformers 5.
 
-Transformers 5 dropped some forty fields of TrainingArguments, and the example scripts dropped flags of their own.
+Transformers 5 dropped 35 fields of TrainingArguments, and the example scripts dropped flags of their own.
 `modernize` rewrites a command line that uses them: each old word does what it meant and leaves one note with its new
 spelling, or is refused with its successor. The meanings are those of TrainingArguments.__post_init__ in transformers
 4.20.1 to 4.57.6; tests/data/legacy_fields.json says in which releases each word lived. Only the standard library is
