@@ -10,7 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 # A model and a corpus small enough that a run takes a few seconds.
-TINY_GPT2 = ["--model_type", "gpt2", "--config_overrides", "n_embd=32,n_layer=2,n_head=2,n_positions=64,vocab_size=300"]
+TINY_GPT2 = [
+    "--model_type",
+    "gpt2",
+    "--config_overrides",
+    "n_embd=32,n_layer=2,n_head=2,n_positions=64,vocab_size=300",
+]
 
 
 def run(command: list[str], timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
@@ -25,7 +30,9 @@ def run(command: list[str], timeout: float = 300, **environment: str) -> subproc
     )
 
 
-def run_script(script: str, *arguments: str | Path, expect: int = 0, **environment: str) -> subprocess.CompletedProcess:
+def run_script(
+    script: str, *arguments: str | Path, expect: int = 0, **environment: str
+) -> subprocess.CompletedProcess:
     """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`."""
     done = run([sys.executable, script, *map(str, arguments)], **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

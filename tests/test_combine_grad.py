@@ -22,7 +22,9 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().float().flatten() for p in model.parameters()])
 
 
-def train(model, optimizer, batches, accumulate: int = 1, max_norm: float = 0.0, set_to_none: bool = True) -> list[float]:
+def train(
+    model, optimizer, batches, accumulate: int = 1, max_norm: float = 0.0, set_to_none: bool = True
+) -> list[float]:
     """Trains as Trainer does, on micro-batches of which `accumulate` make a step; the loss of each micro-batch."""
     losses = []
     for number, ids in enumerate(batches, start=1):
@@ -38,7 +40,9 @@ def train(model, optimizer, batches, accumulate: int = 1, max_norm: float = 0.0,
     return losses
 
 
-def pair(build=tiny.gpt2, make=adamw, **options) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module, CombinedOptimizer]:
+def pair(
+    build=tiny.gpt2, make=adamw, **options
+) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module, CombinedOptimizer]:
     """The same model twice, with a plain optimizer and with a combined one."""
     plain, flat = build(), build()
     return plain, make(plain), flat, CombinedOptimizer(make(flat), **options)
@@ -145,7 +149,9 @@ class Uneven(nn.Module):
         return self.tied(x).square().mean()
 
 
-@pytest.mark.parametrize("uses", [[True] * 6, [False, False, True, True, True, True], [True, False, True, False, False, True]])
+@pytest.mark.parametrize(
+    "uses", [[True] * 6, [False, False, True, True, True, True], [True, False, True, False, False, True]]
+)
 def test_parameters_without_a_gradient_keep_weight_and_state(uses):
     """As in torch, where `.grad` is None; apex dropped for ever what had no gradient in the first backward."""
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
@@ -241,6 +247,7 @@ def test_float32_weights_shows_masters_and_takes_what_is_loaded():
 
 
 # ---- checkpoints ----
+
 
 @pytest.mark.parametrize("before", ["plain", "flat", "each"])
 @pytest.mark.parametrize("after", ["plain", "flat", "each"])

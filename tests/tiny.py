@@ -7,7 +7,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 VOCABULARY = 96
 
 
-def gpt2(layers: int = 2, width: int = 32, dropout: float = 0.0, seed: int = 0, vocabulary: int = VOCABULARY) -> GPT2LMHeadModel:
+def gpt2(
+    layers: int = 2, width: int = 32, dropout: float = 0.0, seed: int = 0, vocabulary: int = VOCABULARY
+) -> GPT2LMHeadModel:
     """A GPT-2 with new weights; every parameter's size is a multiple of 16, as in the released models."""
     torch.manual_seed(seed)
     return GPT2LMHeadModel(

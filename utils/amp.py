@@ -144,10 +144,18 @@ class LossScaler(torch.amp.GradScaler):
 
     def __init__(self, device_type: str, loss_scale: str | float, growth_interval: int = 2000):
         self.fixed_scale = None if loss_scale == "dynamic" else float(loss_scale)
+        self.skipped_steps = 0  # counted by whoever sees them; kept here so that checkpoints carry it
         super().__init__(device_type, init_scale=self.fixed_scale or 2.0**16, growth_interval=growth_interval)
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         super().update(self.fixed_scale if new_scale is None else new_scale)
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.skipped_steps = state_dict.get("skipped_steps", 0)
 
     def _unscale_grads_(self, optimizer, inv_scale, found_inf, allow_fp16):
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from utils import device
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
@@ -22,24 +21,18 @@ from utils.metrics import RunningSums, Throughput, TokenAccuracy
 logger = logging.getLogger(__name__)
 
 
-class SkippedSteps(TrainerCallback, ExportableState):
-    """Counts the steps that were skipped because a gradient overflowed, over resumes too, and tells of each."""
-
-    def __init__(self):
-        self.skipped_steps = 0
+class SkippedSteps(TrainerCallback):
+    """Counts the steps that were skipped because a gradient overflowed, and tells of each."""
 
     def on_step_end(self, args, state, control, optimizer=None, **_):
         if not optimizer.step_was_skipped:
             return
-        self.skipped_steps += 1
+        optimizer.scaler.skipped_steps += 1
         logger.warning(
             "step %d: a gradient overflowed, so weights and learning rate stay as they are; the loss scale is now %g",
             state.global_step,
             optimizer.scaler.get_scale(),
         )
-
-    def state(self) -> dict:
-        return {"args": {}, "attributes": {"skipped_steps": self.skipped_steps}}
 
 
 class LanguageModelingTrainer(Trainer):
@@ -193,11 +186,8 @@ class LanguageModelingTrainer(Trainer):
         if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
             scaler = self.accelerator.scaler
             logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
-            logs["skipped_steps"] = self._skipped_steps()
+            logs["skipped_steps"] = scaler.skipped_steps if scaler is not None else 0
         super().log(logs, start_time)
-
-    def _skipped_steps(self) -> int:
-        return next(c.skipped_steps for c in self.callback_handler.callbacks if isinstance(c, SkippedSteps))
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         samples, tokens = inputs["input_ids"].shape[0], inputs["input_ids"].numel()
