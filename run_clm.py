@@ -50,6 +50,8 @@ def main() -> None:
             blocks[split] = packing.StreamedBlocks(tokens, block_size, limits[split])
         else:
             blocks[split] = packing.pack(tokens, block_size, split).head(limits[split])
+    if args.process_index == 0:
+        output_folder.begin(args.output_dir, "run_clm.py", wanted, args.overwrite_output_dir)
 
     # Model and trainer.
     set_seed(args.seed)

@@ -94,6 +94,16 @@ def test_the_parser_counts_every_derivation(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(EXPANSIONS, "story", EXPANSIONS["story"] * 2)
     monkeypatch.setitem(SHARES, "story", [0.5, 0.5])
     assert count_derivations(text)[0] == 2
+    # Two lists of sentences in a row: as many splits as there are gaps between sentences.
+    monkeypatch.setitem(EXPANSIONS, "story", [folded("<opening> <trade> <order> <events> <events> <closing>")])
+    monkeypatch.setitem(SHARES, "story", [1.0])
+    gaps = [text.count(".") - 4 - 1 for text, _ in generate(10, seed=11)]
+    assert [count_derivations(text)[0] for text, _ in generate(10, seed=11)] == gaps
+    assert max(gaps) > 2
+    # The first sentence tells of hero, home and animal; the other tables may say anything.
+    monkeypatch.setitem(EXPANSIONS, "story", [folded("<opening>")])
+    untold = [len(entries) for table, entries in FACTS.items() if table not in ("hero", "home", "animal")]
+    assert count_derivations(text[: text.index(".") + 1])[0] == math.prod(untold)
 
 
 # The proof for all texts. Every {fact} is free here to take any of its values anywhere, which only adds derivations.
@@ -150,6 +160,8 @@ def test_no_two_derivations_of_the_grammar_spell_the_same() -> None:
         ({"story": ["<x> , <x>"], "x": ["a", "a , <x>"]}, True),  # "a, a, a" parts in two places
         ({"story": ["<x> . <x>"], "x": ["a", "a , <x>"]}, False),
         ({"story": ["<x>"], "x": ["a", "b", "a"]}, True),
+        ({"story": ["once <x> ."], "x": ["a <y>", "b"], "y": ["c", "c"]}, True),  # alike for some words first
+        ({"story": ["once <x> ."], "x": ["a <y>", "b"], "y": ["c", "d"]}, False),
     ],
 )
 def test_the_proof_tells_ambiguous_grammars(rules: dict[str, list[str]], expected: bool) -> None:

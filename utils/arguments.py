@@ -260,16 +260,15 @@ def parse(
     except ValueError as error:
         raise UsageError(str(error)) from error
     os.environ.update(modernized.environment)
+    _, unknown = parser.parse_known_args(modernized.argv)
+    if unknown:
+        raise UsageError(unknown_flag(unknown[0], parser))
     try:
-        *instances, unknown = parser.parse_args_into_dataclasses(
-            modernized.argv, return_remaining_strings=True, look_for_args_file=False
-        )
+        instances = parser.parse_args_into_dataclasses(modernized.argv, look_for_args_file=False)
     except UsageError:
         raise
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(one_line(error)) from error
-    if unknown:
-        raise UsageError(unknown_flag(unknown[0], parser))
     return tuple(instances), modernized.notes
 
 

@@ -91,7 +91,7 @@ def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume
 
 
 def claim_for_all(args, script: str, arguments: dict) -> Claim:
-    """`claim` by the main process, with its verdict told to all of them; records the run and says what it found.
+    """`claim` by the main process, with its verdict told to all of them; says what it found.
 
     args: the run's LanguageModelingArguments. Raises the same UsageError on every rank.
     """
@@ -99,8 +99,6 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
     if args.process_index == 0:
         try:
             verdict = claim(args.output_dir, script, arguments, args.overwrite_output_dir, args.resume_from_checkpoint)
-            if verdict.verdict != "finished":
-                begin(args.output_dir, script, arguments, args.overwrite_output_dir)
         except UsageError as error:
             verdict = error
     if args.world_size > 1:
@@ -115,7 +113,10 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
 
 
 def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> None:
-    """Clears what an earlier run of ours wrote, if `overwrite`, and records the new run. For one process to call."""
+    """Clears what an earlier run of ours wrote, if `overwrite`, and records the new run. For one process to call.
+
+    To be called when text and flags are known to be good: a run that failed on a typo has not used its folder.
+    """
     folder = Path(output_dir)
     if overwrite and (folder / RUN_FILE).exists():
         remove_own_files(folder)
