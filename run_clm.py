@@ -70,7 +70,8 @@ def main() -> None:
     if args.do_train:
         metrics = trainer.train(resume_from_checkpoint=claim.checkpoint).metrics
         trainer.save_model()
-        metrics["train_samples"] = limits["train"] if data_args.streaming else len(blocks["train"])
+        seen = trainer.state.max_steps * trainer.get_total_train_batch_size(args)
+        metrics["train_samples"] = seen if data_args.streaming else len(blocks["train"])
         metrics |= trainer.throughput.metrics()
         trainer.log_metrics("train", metrics)
         if args.use_combine_grad:
@@ -79,7 +80,7 @@ def main() -> None:
         results |= metrics
     if args.do_eval:
         metrics = trainer.evaluate()
-        metrics["eval_samples"] = limits["validation"] if data_args.streaming else len(blocks["validation"])
+        metrics["eval_samples"] = trainer.evaluated_samples
         metrics["perplexity"] = perplexity(metrics["eval_loss"])
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)

@@ -30,4 +30,4 @@ precision=$("$python" -m utils.device)
     --save_strategy epoch \
     --save_total_limit 1 \
     --output_dir "$output/model"
-"$python" -m utils.sample_corpus --show_floor "$output/model" --output_dir "$output/corpus"
+"$python" scripts/show_floor.py "$output/corpus" "$output/model"

@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(scripts/make_venv.sh requirements-test.txt)
 "$python" -m ruff check .
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest -n 2 "$@"

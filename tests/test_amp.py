@@ -92,6 +92,16 @@ def test_buffers_and_frozen_parameters():
 
 
 @pytest.mark.parametrize("dtype", HALF)
+def test_a_mask_follows_to_half_and_frequencies_do_not(dtype):
+    """GPT multiplies its scores by a float mask: in float32 it would turn all of them into float32."""
+    model = nn.Linear(4, 4)
+    model.register_buffer("mask", torch.ones(3, 3).tril())
+    model.register_buffer("frequency", 10000 ** -torch.linspace(0, 1, 8))
+    amp.cast_model(model, precision("O2", dtype))
+    assert model.mask.dtype == dtype and model.frequency.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def test_o1_runs_linear_layers_in_half_on_a_cpu(dtype):
     layer = nn.Linear(4, 4)
     with amp.autocast(precision("O1", dtype), "cpu"):

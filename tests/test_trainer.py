@@ -176,6 +176,14 @@ def test_gradient_buffers_are_reported_by_type(tmp_path):
     assert trainer.combined.gradient_buffers() == {"bfloat16": sum(p.numel() for p in trainer.model.parameters())}
 
 
+def test_underflow_at_o3_is_told(tmp_path, caplog):
+    trainer_for(tmp_path, fp16=True, fp16_opt_level="O3", max_steps=1).train()
+    assert "--adam_epsilon 1e-08 are zero" in caplog.text
+    caplog.clear()
+    trainer_for(tmp_path, fp16=True, fp16_opt_level="O3", max_steps=1, adam_epsilon=1e-4).train()
+    assert "are zero" not in caplog.text
+
+
 def test_a_slow_half_type_is_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("utils.device.half_slowdown", lambda device, dtype: 42.0)
     trainer_for(tmp_path, fp16=True)
@@ -264,6 +272,17 @@ def test_a_checkpoint_resumes_with_combined_gradients_or_without(tmp_path, level
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     assert logged(resumed, "loss") == logged(whole, "loss")
     assert torch.equal(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize(("before", "after"), [("O2", "O0"), ("O0", "O2"), ("O1", "O2-bf16"), ("O2-bf16", "O1")])
+def test_a_checkpoint_resumes_at_another_level(tmp_path, before, after):
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    trainer_for(tmp_path, use_combine_grad=True, **LEVELS[before], **saving).train()
+    resumed = trainer_for(tmp_path, tiny.gpt2(seed=9), **LEVELS[after])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    whole = trainer_for(tmp_path / "whole")
+    whole.train()
+    assert logged(resumed, "loss") == pytest.approx(logged(whole, "loss"), rel=2e-2)
 
 
 def test_scaler_and_count_of_skipped_steps_are_in_the_checkpoint(tmp_path):

@@ -99,8 +99,8 @@ def cast_model(model: nn.Module, precision: Precision) -> dict[nn.Parameter, nn.
     """Casts the parameters of `model` in place, as O2 or O3 has it, and returns {half parameter: float32 master}.
 
     O2 keeps the parameters of normalisation layers in float32 and gives every other trainable parameter a master. O3
-    casts all of them and has no masters. Buffers keep their type (rotary frequencies lose their meaning in half), tied
-    parameters stay tied. A parameter that has its target type already is left alone.
+    casts all of them and has no masters. A buffer follows if half holds its values exactly: GPT's causal mask does, and
+    in float32 it would draw all that it meets along; rotary frequencies do not. Tied parameters stay tied.
     """
     assert precision.casts_model, precision
     masters: dict[nn.Parameter, nn.Parameter] = {}
@@ -115,6 +115,13 @@ def cast_model(model: nn.Module, precision: Precision) -> dict[nn.Parameter, nn.
         if precision.has_master_weights and parameter.requires_grad:
             masters[parameter] = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
         parameter.data = parameter.data.to(precision.dtype)
+    for module in model.modules():
+        if is_normalisation(module):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            half = buffer.to(precision.dtype)
+            if buffer.is_floating_point() and torch.equal(half.to(buffer.dtype), buffer):
+                setattr(module, name, half)
     return masters
 
 

@@ -200,6 +200,11 @@ class LanguageModelingArguments(TrainingArguments):
             raise UsageError(str(error)) from error
         self._check_optimizer()
         self._check_numbers()
+        if device.process_count() > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise UsageError(
+                f"WORLD_SIZE is {device.process_count()} but no launcher has set RANK and MASTER_ADDR: start the script with "
+                f"torchrun --nproc_per_node={device.process_count()}, or unset WORLD_SIZE"
+            )
         if device.accelerator() is None:
             # transformers forms a process group for CPUs only if it is told that CPUs are meant: without this every
             # rank of a torchrun would train on the same samples, in silence.

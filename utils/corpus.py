@@ -3,14 +3,18 @@
 import glob
 import logging
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import pandas
 from datasets import Dataset, DatasetDict, IterableDataset
 
 from utils.arguments import DataArguments
+from utils.compression import SUFFIXES, decompressed_copy
 from utils.errors import UsageError, one_line
-from utils.file_diagnosis import diagnose, open_decompressed
+from utils.file_diagnosis import check_short_rows, check_start, diagnose, is_tsv
 from utils.hub import dataset_name, explain
 
 logger = logging.getLogger(__name__)
@@ -25,7 +29,7 @@ BUILDERS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
-COMPRESSED = (".gz", ".zst")
+BATCH = 1000
 
 Text = Dataset | IterableDataset
 
@@ -59,7 +63,9 @@ def load_text(
 
 # ---- sources ----
 def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Text]:
-    name = data.dataset_name
+    name = os.path.expanduser(data.dataset_name)
+    if os.path.isfile(name):
+        raise UsageError(f"--dataset_name {name}: is a file; give it to --train_file")
     try:
         if _is_saved(name):
             saved = datasets.load_from_disk(name)
@@ -93,21 +99,74 @@ def _load_files(data: DataArguments, cache_dir: str | None) -> dict[str, Text]:
 
 def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: str | None) -> Text:
     builder = builder_of(files[0])
-    others = [file for file in files if builder_of(file) != builder or _is_tsv(file) != _is_tsv(files[0])]
+    others = [file for file in files if builder_of(file) != builder or is_tsv(file) != is_tsv(files[0])]
     if others:
         raise UsageError(f"--{split}_file: {files[0]} and {others[0]} are of different kinds; convert one of them")
-    options: dict = {"keep_linebreaks": data.keep_linebreaks} if builder == "text" else {}
-    if _is_tsv(files[0]):
-        options["sep"] = "\t"
+    options: dict = {"cache_dir": cache_dir}
+    if builder == "text":
+        options["keep_linebreaks"] = data.keep_linebreaks
+    if builder == "csv":
+        # Without index_col, a first row longer than the header moves every column by one, in silence.
+        options |= {"sep": "\t" if is_tsv(files[0]) else ",", "index_col": False}
+    if data.streaming:
+        source = {"files": files, "builder": builder, "split": split, "options": options}
+        return IterableDataset.from_generator(_stream, gen_kwargs=source)
     try:
-        return datasets.load_dataset(
-            builder, data_files={split: files}, split=split, cache_dir=cache_dir, streaming=data.streaming, **options
-        )
+        text = _load(files, builder, split, options)
+        _check_loaded(text, files, builder, _choose_column(text.column_names, data, split))
+        return text
     except Exception as error:
-        # The loader's own message tells neither file nor line; looking for the place costs time only now.
+        raise _explain(error, files, builder, split) from error
+
+
+def _stream(files: list[str], builder: str, split: str, options: dict) -> Iterator[dict]:
+    """The rows of files, read while they are asked for. What is wrong with a file comes to light here."""
+    try:
+        for batch in _load(files, builder, split, {**options, "streaming": True}).iter(batch_size=BATCH):
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
+    except Exception as error:
+        raise _explain(error, files, builder, split) from error
+
+
+def _load(files: list[str], builder: str, split: str, options: dict) -> Text:
+    if builder == "parquet":
+        # Parquet is read from its end, which a compressed stream does not know.
+        folder = os.path.join(options["cache_dir"] or datasets.config.HF_DATASETS_CACHE, "decompressed")
+        files = [decompressed_copy(file, folder) for file in files]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)  # columns beyond the header are dropped
+        names = [glob.escape(file) for file in files]
+        return datasets.load_dataset(builder, data_files={split: names}, split=split, **options)
+
+
+def _check_loaded(text: Dataset, files: list[str], builder: str, column: str) -> None:
+    """Finds what the readers of `datasets` let pass."""
+    if builder == "json":
+        text.data.column(column).validate(full=True)  # that it is UTF-8
+    if builder == "csv" and text.data.column(column).null_count:
         for file in files:
+            check_short_rows(file, column)
+
+
+def _explain(error: Exception, files: list[str], builder: str, split: str) -> UsageError:
+    """What to tell about an error while files were read."""
+    if isinstance(error, UsageError):
+        return error
+    # The loader's own message tells neither file nor line; looking for the place costs time only now.
+    for file in files:
+        try:
             diagnose(file, builder)
-        raise UsageError(f"--{split}_file {files[0]}: cannot be read as {builder}: {_innermost(error)}") from error
+        except UsageError as found:
+            return found
+        except Exception:
+            logger.debug("%s: not diagnosed", file, exc_info=True)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    what = one_line(error)[:300].rstrip(".")
+    if "corresponds to no data" in what or isinstance(error, pandas.errors.EmptyDataError):
+        return UsageError(f"--{split}_file {files[0]}: holds no row of text")
+    return UsageError(f"--{split}_file {files[0]}: cannot be read as {builder}: {what}; mend it or leave it out")
 
 
 def find_files(flag: str, given: list[str]) -> list[str]:
@@ -115,7 +174,9 @@ def find_files(flag: str, given: list[str]) -> list[str]:
     files = []
     for name in given:
         path = os.path.expanduser(name)
-        found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+        found = (
+            sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+        )
         if not found:
             raise UsageError(f"{flag} {name}: matches no file")
         files += found
@@ -131,40 +192,19 @@ def find_files(flag: str, given: list[str]) -> list[str]:
             raise UsageError(f"{flag} {file}: may not be read; check its permissions")
         if os.path.getsize(file) == 0:
             raise UsageError(f"{flag} {file}: is empty")
-        if builder_of(file) == "text":
-            _refuse_binary(file)
+        check_start(file, builder_of(file))
     return files
 
 
 def builder_of(file: str) -> str:
     """The reader of `datasets` for a file, by its name without .gz or .zst. Raises UsageError."""
     path = Path(file)
-    suffix = (Path(path.stem) if path.suffix in COMPRESSED else path).suffix.lower()
+    suffix = (Path(path.stem) if path.suffix in SUFFIXES else path).suffix.lower()
     if suffix not in BUILDERS:
         raise UsageError(
-            f"{file}: unknown kind {suffix or 'of file'!r}; known are {' '.join(BUILDERS)}, with .gz or .zst behind"
+            f"{file}: unknown kind of file, {suffix or 'without a suffix'}; known are {' '.join(BUILDERS)}, also with .gz or .zst behind; rename or convert it"
         )
     return BUILDERS[suffix]
-
-
-def _is_tsv(file: str) -> bool:
-    return ".tsv" in Path(file).suffixes
-
-
-def _refuse_binary(file: str) -> None:
-    try:
-        with open_decompressed(file) as stream:
-            start = stream.read(1 << 16)
-    except Exception as error:
-        raise UsageError(f"{file}: is not a whole compressed file: {one_line(error)}") from error
-    if b"\0" in start:
-        raise UsageError(f"{file}: is binary, not text (a zero byte at byte offset {start.index(0)}); give UTF-8 text")
-
-
-def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error)[:300]
 
 
 # ---- splits and columns ----
@@ -189,31 +229,48 @@ def _split_validation(splits: dict[str, Text], data: DataArguments) -> dict[str,
 
 def _text_column(text: Text, data: DataArguments, split: str) -> Text:
     if isinstance(text, IterableDataset):
-        columns = text.column_names or list(next(iter(text), {}))
+        first = _first_row(text, data)
+        columns = list(first or {})
+        empty = first is None
     else:
+        first = {}
         columns = text.column_names
-        if len(text) == 0:
-            raise UsageError(_empty_message(data, split))
-    if data.text_column is not None and data.text_column not in columns:
+        empty = len(text) == 0
+    if empty:
+        raise UsageError(_empty_message(data, split))
+    column = _choose_column(columns, data, split)
+    kind = text.features[column] if text.features is not None else first[column]
+    if getattr(kind, "dtype", None) not in ("string", "large_string") and not isinstance(kind, str | None):
+        kind = getattr(kind, "dtype", kind if text.features is not None else type(kind).__name__)
         raise UsageError(
-            f"--text_column {data.text_column}: no such column; the {split} text has {', '.join(columns)}"
-        )
-    column = data.text_column or ("text" if "text" in columns else columns[0])
-    features = text.features
-    if features is not None and getattr(features[column], "dtype", None) not in ("string", "large_string"):
-        raise UsageError(
-            f"--text_column {column}: holds {getattr(features[column], 'dtype', features[column])}, not text; the {split} "
-            f"text has columns {', '.join(columns)}"
+            f"--text_column {column}: holds {kind}, not text; the {split} text has columns {', '.join(columns)}"
         )
     text = text.remove_columns([name for name in columns if name != column])
     return text if column == "text" else text.rename_column(column, "text")
 
 
-def _empty_message(data: DataArguments, split: str) -> str:
-    if split == "validation" and data.validation_file is None and data.dataset_name is None:
-        return (
-            f"--validation_split_percentage {data.validation_split_percentage}: leaves no validation text of so short a "
-            "training text; give --validation_file or a greater percentage"
+def _first_row(text: IterableDataset, data: DataArguments) -> dict | None:
+    try:
+        return next(iter(text), None)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise explain(error, "--dataset_name", data.dataset_name) from error
+
+
+def _choose_column(columns: list[str], data: DataArguments, split: str) -> str:
+    if data.text_column is not None and data.text_column not in columns:
+        raise UsageError(
+            f"--text_column {data.text_column}: no such column; the {split} text has {', '.join(columns)}"
         )
-    source = data.dataset_name or (data.train_file if split == "train" else data.validation_file)
-    return f"the {split} text of {source} is empty"
+    return data.text_column or ("text" if "text" in columns else columns[0])
+
+
+def _empty_message(data: DataArguments, split: str) -> str:
+    if data.validation_file is None and data.dataset_name is None:
+        return (
+            f"--validation_split_percentage {data.validation_split_percentage}: leaves no {split} text of so short a "
+            "training text; give --validation_file or another percentage"
+        )
+    source = f"--dataset_name {data.dataset_name}" if data.dataset_name else f"--{split}_file"
+    return f"{source}: its {split} text is empty; name another"

@@ -56,7 +56,7 @@ def display_name(device: torch.device, processes: int) -> str:
 
 
 def half_slowdown(device: torch.device, dtype: torch.dtype) -> float:
-    """How many times longer a matrix product takes in `dtype` than in float32, measured in under 0.2 s; on a CPU only.
+    """How many times longer a matrix product takes in `dtype` than in float32, measured in about 0.2 s; on a CPU only.
 
     Processor flags do not tell: a CPU may list avx512_bf16 and still run at a hundredth of its float32 speed, for want
     of a kernel that uses it. Accelerators are taken to be built for half precision: 1.0.
@@ -64,16 +64,17 @@ def half_slowdown(device: torch.device, dtype: torch.dtype) -> float:
     if device.type != "cpu" or dtype == torch.float32:
         return 1.0
 
-    def seconds(matrix: torch.Tensor) -> float:
+    def seconds(matrix: torch.Tensor, repeats: int) -> float:
         times = []
-        for _ in range(3):
+        for _ in range(repeats):
             start = time.perf_counter()
             matrix @ matrix
             times.append(time.perf_counter() - start)
         return min(times)
 
+    # Busy cores only ever slow a product down, so the least of many is the true time.
     ones = torch.ones(256, 256)
-    return seconds(ones.to(dtype)) / seconds(ones)
+    return seconds(ones.to(dtype), 3) / seconds(ones, 50)
 
 
 def fused_adamw_obeys_grad_scale(device: torch.device) -> bool:
@@ -85,3 +86,13 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that was launched. Nothing to wait for on a CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def demo_flags() -> str:
+    """The precision flags that suit this machine: O2 in float16, unless its CPU lacks units for that."""
+    on = torch.device(accelerator() or "cpu")
+    return "" if half_slowdown(on, torch.float16) > 3 else "--fp16 --fp16_opt_level O2"
+
+
+if __name__ == "__main__":
+    print(demo_flags())

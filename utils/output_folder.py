@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,15 +21,17 @@ REPORTING_ARGUMENTS = re.compile(
     r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
     r"resume_from_checkpoint|push_to_hub.*|hub_.*"
 )
-# What a run of ours writes into its folder, by name. Anything else there belongs to somebody else.
-OWN_FILES = re.compile(
-    r"run\.json|results\.md|(all|train|eval)_results\.json|trainer_state\.json|training_args\.bin|README\.md|"
-    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
+# What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
+# Anything else belongs to somebody else.
+RESULT_FILES = re.compile(r"run\.json|results\.md|(all|train|eval)_results\.json|README\.md")
+MODEL_FILES = re.compile(
+    r"trainer_state\.json|training_args\.bin|(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.jinja|"
-    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|events\.out\.tfevents\..*"
+    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
 )
-OWN_FOLDERS = re.compile(r"checkpoint-\d+|runs|.*_\d\d-\d\d-\d\d_.*")
+EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,16 @@ def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume
     arguments: {flag: value} of the whole command line, JSON types only.
     resume: an explicit --resume_from_checkpoint, which the user answers for: the arguments may then differ.
 
-    Raises UsageError if the folder holds another run, naming the first flag that differs.
+    Raises UsageError if the folder holds another run, naming the first flag that differs, if it cannot be written to,
+    and if `resume` is no checkpoint or one that `overwrite` removes.
     """
     folder = Path(output_dir)
+    _check_writable(folder)
+    if resume is not None:
+        _check_resume(folder, resume, overwrite)
+        return Claim("resume", resume)
     if not folder.is_dir() or overwrite:
         return Claim("start")
-    if resume is not None:
-        return Claim("resume", resume)
     if not (folder / RUN_FILE).exists():
         strangers = sorted(e.name for e in folder.iterdir() if e.name in ("trainer_state.json", "model.safetensors"))
         strangers += sorted(e.name for e in folder.glob("checkpoint-*"))
@@ -82,7 +87,7 @@ def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume
             "finished",
             note=f"{output_dir}: this run is finished already, nothing to do; --overwrite_output_dir starts it anew",
         )
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, record["foreign"])
     if checkpoint is None:
         return Claim("start", note=f"{output_dir}: an earlier start of this run left no checkpoint; starting again")
     return Claim(
@@ -118,9 +123,14 @@ def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> Non
     To be called when text and flags are known to be good: a run that failed on a typo has not used its folder.
     """
     folder = Path(output_dir)
-    if overwrite and (folder / RUN_FILE).exists():
-        remove_own_files(folder)
-    _write_record(folder, {"script": script, "arguments": arguments, "finished": False})
+    if (folder / RUN_FILE).exists():
+        foreign = _foreign(folder)
+        if overwrite:
+            remove_own_files(folder, foreign)
+    else:
+        # To be written over, as --overwrite_output_dir says, but never to be taken for a checkpoint of this run.
+        foreign = sorted(entry.name for entry in _checkpoints(folder))
+    _write_record(folder, {"script": script, "arguments": arguments, "finished": False, "foreign": foreign})
 
 
 def finish(output_dir: str) -> None:
@@ -137,34 +147,98 @@ def first_difference(before: dict, now: dict) -> tuple[str, object, object] | No
     return None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the most steps that was written to its end: trainer_state.json comes last."""
-    numbered = [(int(e.name.split("-")[1]), e) for e in folder.glob("checkpoint-*") if e.name.split("-")[1].isdigit()]
-    complete = [(steps, entry) for steps, entry in numbered if (entry / "trainer_state.json").is_file()]
-    return max(complete, default=(0, None))[1]
+def newest_checkpoint(folder: Path, foreign: Sequence[str] = ()) -> Path | None:
+    """The checkpoint with the most steps that was written to its end: trainer_state.json comes last.
+
+    foreign: names of those that another program left.
+    """
+    complete = [e for e in _checkpoints(folder) if e.name not in foreign and _is_complete(e)]
+    return max(complete, key=lambda entry: int(CHECKPOINT.fullmatch(entry.name)[1]), default=None)
 
 
-def remove_own_files(folder: Path) -> None:
-    """Removes what a run of ours wrote, by name; other people's files stay, in checkpoint folders too."""
+def _checkpoints(folder: Path) -> list[Path]:
+    return [entry for entry in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(entry.name) and entry.is_dir()]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return True
+    except (OSError, ValueError):
+        return False
+
+
+def remove_own_files(folder: Path, foreign: Sequence[str] = ()) -> None:
+    """Removes what a run of ours wrote, by name; other people's files stay, in checkpoint folders too.
+
+    foreign: names of checkpoints that another program left.
+    """
+    _remove_files(folder, RESULT_FILES, MODEL_FILES)
+    for checkpoint in _checkpoints(folder):
+        if checkpoint.name not in foreign and not checkpoint.is_symlink():
+            _remove_files(checkpoint, MODEL_FILES)
+            _remove_empty(checkpoint)
+    logs = folder / "runs"
+    if logs.is_dir() and not logs.is_symlink():
+        for log in sorted(logs.iterdir()):
+            if log.is_dir() and not log.is_symlink():
+                _remove_files(log, EVENT_FILES)
+                _remove_empty(log)
+        _remove_empty(logs)
+
+
+def _remove_files(folder: Path, *names: re.Pattern) -> None:
     for entry in sorted(folder.iterdir()):
-        if entry.is_symlink() or entry.is_file():
-            if OWN_FILES.fullmatch(entry.name):
-                entry.unlink()
-        elif OWN_FOLDERS.fullmatch(entry.name):
-            remove_own_files(entry)
-            if not any(entry.iterdir()):
-                shutil.rmtree(entry)
+        if (entry.is_symlink() or entry.is_file()) and any(name.fullmatch(entry.name) for name in names):
+            entry.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _check_writable(folder: Path) -> None:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--output_dir {folder}: {there} is a file, no folder can be in it; name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--output_dir {folder}: {there} may not be written to; name another folder")
+
+
+def _check_resume(folder: Path, resume: str, overwrite: bool) -> None:
+    if not _is_complete(Path(resume)):
+        raise UsageError(
+            f"--resume_from_checkpoint {resume}: is no checkpoint, it has no trainer_state.json; name a folder "
+            "checkpoint-N, or leave the flag out: a run goes on from its newest checkpoint by itself"
+        )
+    if overwrite and folder.resolve() in Path(resume).resolve().parents:
+        raise UsageError(
+            f"--resume_from_checkpoint {resume}: --overwrite_output_dir removes it; leave one of the two flags out"
+        )
 
 
 def _read_record(folder: Path) -> dict:
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return {key: record[key] for key in ("script", "arguments", "finished")}
+        return {
+            "script": str(record["script"]),
+            "arguments": dict(record["arguments"]),
+            "finished": bool(record["finished"]),
+            "foreign": list(record.get("foreign", [])),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{folder / RUN_FILE}: cannot be read, so the run in this folder is unknown; name another --output_dir, or "
             "remove the file"
         ) from error
+
+
+def _foreign(folder: Path) -> list[str]:
+    try:
+        return _read_record(folder)["foreign"]
+    except UsageError:
+        return []
 
 
 def _write_record(folder: Path, record: dict) -> None:

@@ -16,11 +16,14 @@ DEFAULT_BLOCK_SIZE = 1024
 
 
 def choose_block_size(asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
-    """The number of tokens in a block: what was asked for, else what tokenizer and model can take, at most 1024.
+    """The number of tokens in a block: what was asked for, else what tokenizer and model can take.
 
+    Where the tokenizer takes more than the model, or knows no limit, it is the model's positions, at most 1024.
     Raises UsageError for a block that is longer than the model has positions.
     """
-    positions = getattr(config, "max_position_embeddings", None) or None
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 1:  # XLNet says -1: its positions are relative
+        positions = None
     if asked is not None:
         if positions is not None and asked > positions:
             raise UsageError(f"--block_size {asked}: the model has {positions} positions; give {positions} or less")
@@ -63,13 +66,10 @@ def pack(tokenized: Dataset, block_size: int, split: str) -> Blocks:
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     ids = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
     if len(ids) == 0:
-        raise UsageError(f"no text left after tokenizing: the {split} text holds no token")
+        raise UsageError(f"the {split} text holds no token: all its documents are empty; name another text")
     count = len(ids) // block_size
     if count == 0:
-        raise UsageError(
-            f"--block_size {block_size}: the {split} text has {len(ids)} tokens only, less than one block; give "
-            f"{len(ids)} or less, or more text"
-        )
+        raise _too_short(block_size, split, len(ids))
     logger.info(
         "%s: %d documents, %d tokens, %d blocks of %d, %d tokens dropped at the end",
         split,
@@ -82,8 +82,18 @@ def pack(tokenized: Dataset, block_size: int, split: str) -> Blocks:
     return Blocks(ids[: count * block_size].reshape(count, block_size))
 
 
+def _too_short(block_size: int, split: str, tokens: int) -> UsageError:
+    remedy = f"give {tokens} or less, or more text" if tokens > 1 else "give more text"
+    return UsageError(
+        f"--block_size {block_size}: the {split} text has {tokens} tokens only, less than one block; {remedy}"
+    )
+
+
 class StreamedBlocks(torch.utils.data.IterableDataset):
-    """Blocks of a stream of token ids, cut while it is read; a remainder goes on into the next block."""
+    """Blocks of a stream of token ids, cut while it is read; a remainder goes on into the next block.
+
+    Iterating raises UsageError if there is not one block.
+    """
 
     def __init__(self, tokenized: IterableDataset, block_size: int, count: int | None = None):
         self.tokenized = tokenized
@@ -102,6 +112,9 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
                 made += 1
                 yield {"input_ids": block}
             rest = rest[whole * self.block_size :]
+        # Of several workers of a DataLoader, one may have no file to read.
+        if made == 0 and torch.utils.data.get_worker_info() is None:
+            raise _too_short(self.block_size, "streamed", len(rest))
 
     def set_epoch(self, epoch: int) -> None:
         self.tokenized.set_epoch(epoch)

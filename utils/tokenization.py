@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
+from utils.errors import UsageError
+
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
@@ -39,7 +41,16 @@ def train_byte_level_bpe(text: Dataset | IterableDataset, vocab_size: int, end_o
 
 def _batches(text: Dataset | IterableDataset) -> Iterator[list[str]]:
     for batch in text.iter(batch_size=BATCH):
-        yield [line for line in batch["text"] if line]
+        yield [document for document in _documents(batch) if document]
+
+
+def _documents(batch: dict) -> list[str]:
+    """The documents of a batch, "" for none. Raises UsageError for one that is no text: a stream's type is not known."""
+    documents = ["" if document is None else document for document in batch["text"]]
+    for document in documents:
+        if not isinstance(document, str):
+            raise UsageError(f"--text_column: a document is {str(document)[:50]!r}, not text; name a column of text")
+    return documents
 
 
 def tokenize(
@@ -52,8 +63,7 @@ def tokenize(
 
     def encode(batch: dict) -> dict:
         # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
-        documents = ["" if document is None else document for document in batch["text"]]
-        return {"input_ids": tokenizer(documents, return_attention_mask=False, verbose=False)["input_ids"]}
+        return {"input_ids": tokenizer(_documents(batch), return_attention_mask=False, verbose=False)["input_ids"]}
 
     if isinstance(text, IterableDataset):
         return text.map(encode, batched=True, batch_size=BATCH, remove_columns=["text"])

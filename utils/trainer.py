@@ -47,6 +47,7 @@ class LanguageModelingTrainer(Trainer):
     ):
         self.token_sums = token_sums
         self.running_sums: RunningSums | None = None
+        self.evaluated_samples = 0
         self.throughput: Throughput | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
@@ -83,6 +84,7 @@ class LanguageModelingTrainer(Trainer):
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
+        self._warn_of_underflow(optimizer)
         masters = self._cast_model()
         if self.args.use_combine_grad or masters:
             self.optimizer = CombinedOptimizer(
@@ -95,11 +97,28 @@ class LanguageModelingTrainer(Trainer):
             read_overflow_on_the_host(optimizer)
         return self.optimizer
 
+    def _warn_of_underflow(self, optimizer: torch.optim.Optimizer) -> None:
+        precision = self.args.precision
+        if (
+            precision.level == "O3"
+            and precision.dtype == torch.float16
+            and 0 < optimizer.defaults.get("eps", 0) < 1e-6
+        ):
+            logger.warning(
+                "at O3 the optimizer's moments are float16, in which small squares and --adam_epsilon %g are zero: the loss "
+                "may rise; use --bf16, --fp16_opt_level O2 or --adam_epsilon 1e-4",
+                optimizer.defaults["eps"],
+            )
+
     def _cast_model(self) -> dict:
         if self._model_is_cast or not self.args.precision.casts_model:
             return {}
         self._model_is_cast = True
         return cast_model(self.model, self.args.precision)
+
+    def _load_scaler(self, checkpoint) -> None:
+        if self.accelerator.scaler is not None:  # a checkpoint of another level may hold one that is not needed now
+            super()._load_scaler(checkpoint)
 
     # ---- combined gradients ----
     @property
@@ -159,6 +178,7 @@ class LanguageModelingTrainer(Trainer):
         self._cast_model()
         prefix = named.get("metric_key_prefix", "eval")
         self.running_sums = RunningSums(3, self.args.device) if self.token_sums is not None else None
+        self.evaluated_samples = 0
         output = super().evaluation_loop(*arguments, **named)
         if self.running_sums is not None:
             correct, targets, negative_log_likelihood = self.running_sums.tolist()
@@ -179,6 +199,7 @@ class LanguageModelingTrainer(Trainer):
             # By sample, so that the gathering can drop those that fill up the last batch of some ranks.
             sums = self.gather_function(self.token_sums(logits, labels))
         self.running_sums.add(sums.sum(dim=0))
+        self.evaluated_samples += len(sums)
         return None, None, None
 
     # ---- log ----

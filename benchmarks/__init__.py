@@ -1,0 +1,1 @@
+"""Side by side: transformers' Trainer and ours, in turns in one run, medians and ratios."""
