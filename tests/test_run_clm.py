@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from commands import SHARED, TINY_GPT2, losses, results, run_distributed, run_script
+from commands import SHARED, TINY_GPT2, losses, results, run, run_distributed, run_script
 from stand_in_hub import StandInHub, client_environment, make_small_wikitext, make_tiny_gpt2
 
 SHORT = [
@@ -218,10 +219,11 @@ def test_gpt_trains_from_scratch(files, tmp_path):
     assert results(tmp_path / "again")["eval_loss"] == pytest.approx(results(tmp_path)["eval_loss"], abs=2e-2)
 
 
-@pytest.mark.parametrize("combine", [True, False])
-def test_two_processes_without_an_accelerator_share_the_work(files, tmp_path, combine):
+@pytest.mark.parametrize(
+    "flags", [["--use_combine_grad"], [], ["--bf16", "--fp16_opt_level", "O2", "--use_combine_grad"]], ids=len
+)
+def test_two_processes_without_an_accelerator_share_the_work(files, tmp_path, flags):
     """transformers alone would form no process group here and train both ranks on the same samples."""
-    flag = ["--use_combine_grad"] if combine else []
     common = [
         *TINY_GPT2,
         *files,
@@ -233,7 +235,7 @@ def test_two_processes_without_an_accelerator_share_the_work(files, tmp_path, co
         1,
         "--do_train",
         "--do_eval",
-        *flag,
+        *flags,
     ]
     clm(*common, "--per_device_train_batch_size", 2, "--output_dir", tmp_path / "two", processes=2)
     clm(*common, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "one")
@@ -347,6 +349,26 @@ def test_bad_input_is_one_line_and_exit_code_2(corpus, trained, tmp_path, flags,
     done = clm(*TINY_GPT2, *flags, "--do_train", "--output_dir", tmp_path / "output", expect=2)
     assert words in one_error_line(done)
     assert not (tmp_path / "output" / "run.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--help", "--learnig_rate=1"])
+def test_help_and_typos_do_not_wait_for_heavy_imports(flag):
+    """Trainer, datasets and evaluate cost more time than the parser: they are imported after parsing."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = ['run_clm.py', '{flag}']\n"
+        "try:\n    runpy.run_path('run_clm.py', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = ('transformers.trainer', 'datasets', 'evaluate')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = run([sys.executable, "-c", program])
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_typo_gets_the_nearest_flag(tmp_path):
+    done = clm(*TINY_GPT2, "--learnig_rate", "1", expect=2)
+    assert "unknown flag --learnig_rate; did you mean --learning_rate?" in one_error_line(done)
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -1,5 +1,6 @@
 """Where text comes from: the hub, files, a folder saved by `datasets`, a stream; and the validation split."""
 
+import contextlib
 import glob
 import logging
 import os
@@ -115,6 +116,8 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
         text = _load(files, builder, split, options)
         _check_loaded(text, files, builder, _choose_column(text.column_names, data, split))
         return text
+    except UsageError:
+        raise
     except Exception as error:
         raise _explain(error, files, builder, split) from error
 
@@ -122,9 +125,20 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
 def _stream(files: list[str], builder: str, split: str, options: dict) -> Iterator[dict]:
     """The rows of files, read while they are asked for. What is wrong with a file comes to light here."""
     try:
-        for batch in _load(files, builder, split, {**options, "streaming": True}).iter(batch_size=BATCH):
+        batches = _load(files, builder, split, {**options, "streaming": True}).iter(batch_size=BATCH)
+        empty = True
+        while True:
+            with _strict():
+                batch = next(batches, None)
+            if batch is None:
+                break
             for values in zip(*batch.values(), strict=True):
+                empty = False
                 yield dict(zip(batch, values, strict=True))
+        if empty:
+            raise _no_row(files, split)
+    except UsageError:
+        raise
     except Exception as error:
         raise _explain(error, files, builder, split) from error
 
@@ -134,10 +148,17 @@ def _load(files: list[str], builder: str, split: str, options: dict) -> Text:
         # Parquet is read from its end, which a compressed stream does not know.
         folder = os.path.join(options["cache_dir"] or datasets.config.HF_DATASETS_CACHE, "decompressed")
         files = [decompressed_copy(file, folder) for file in files]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pandas.errors.ParserWarning)  # columns beyond the header are dropped
+    with _strict():
         names = [glob.escape(file) for file in files]
         return datasets.load_dataset(builder, data_files={split: names}, split=split, **options)
+
+
+@contextlib.contextmanager
+def _strict() -> Iterator[None]:
+    """Makes an error of pandas' warning that it drops the columns beyond a header."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pandas.errors.ParserWarning)
+        yield
 
 
 def _check_loaded(text: Dataset, files: list[str], builder: str, column: str) -> None:
@@ -151,8 +172,6 @@ def _check_loaded(text: Dataset, files: list[str], builder: str, column: str) ->
 
 def _explain(error: Exception, files: list[str], builder: str, split: str) -> UsageError:
     """What to tell about an error while files were read."""
-    if isinstance(error, UsageError):
-        return error
     # The loader's own message tells neither file nor line; looking for the place costs time only now.
     for file in files:
         try:
@@ -165,8 +184,15 @@ def _explain(error: Exception, files: list[str], builder: str, split: str) -> Us
         error = error.__cause__
     what = one_line(error)[:300].rstrip(".")
     if "corresponds to no data" in what or isinstance(error, pandas.errors.EmptyDataError):
-        return UsageError(f"--{split}_file {files[0]}: holds no row of text")
-    return UsageError(f"--{split}_file {files[0]}: cannot be read as {builder}: {what}; mend it or leave it out")
+        return _no_row(files, split)
+    others = f" or one of {len(files) - 1} more" if len(files) > 1 else ""
+    return UsageError(
+        f"--{split}_file: {files[0]}{others} cannot be read as {builder}: {what}; mend it or leave it out"
+    )
+
+
+def _no_row(files: list[str], split: str) -> UsageError:
+    return UsageError(f"--{split}_file {files[0]}: holds no row of text; name another file")
 
 
 def find_files(flag: str, given: list[str]) -> list[str]:
@@ -222,9 +248,13 @@ def _split_validation(splits: dict[str, Text], data: DataArguments) -> dict[str,
     boundary = round(len(train) * percentage / 100)
     return {
         **splits,
-        "train": train.select(range(boundary, len(train))),
-        "validation": train.select(range(boundary)),
+        "train": _rows(train, boundary, len(train)),
+        "validation": _rows(train, 0, boundary),
     }
+
+
+def _rows(text: Dataset, start: int, end: int) -> Dataset:
+    return text.select(range(start, end) if start < end else [])  # an empty range is refused
 
 
 def _text_column(text: Text, data: DataArguments, split: str) -> Text:

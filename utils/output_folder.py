@@ -23,7 +23,7 @@ REPORTING_ARGUMENTS = re.compile(
 )
 # What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
 # Anything else belongs to somebody else.
-RESULT_FILES = re.compile(r"run\.json|results\.md|(all|train|eval)_results\.json|README\.md")
+RESULT_FILES = re.compile(r"run\.json|\.run\.json\.tmp|results\.md|(all|train|eval)_results\.json|README\.md")
 MODEL_FILES = re.compile(
     r"trainer_state\.json|training_args\.bin|(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"

@@ -1,0 +1,149 @@
+"""Blocks hold every token in order; only the last remainder is dropped."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, IterableDataset, Sequence, Value
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import GPT2Config, OpenAIGPTConfig, XLNetConfig
+
+from utils.errors import UsageError
+from utils.packing import Blocks, StreamedBlocks, choose_block_size, pack
+
+DOCUMENTS = st.lists(st.lists(st.integers(0, 50_000), max_size=9), max_size=30)
+
+
+def tokenized(documents: list[list[int]]) -> Dataset:
+    features = Features({"input_ids": Sequence(Value("int32"))})
+    return Dataset.from_dict({"input_ids": documents}, features=features)
+
+
+def streamed(documents: list[list[int]]) -> IterableDataset:
+    return IterableDataset.from_generator(lambda: ({"input_ids": document} for document in documents))
+
+
+def expected(documents: list[list[int]], block_size: int) -> list[list[int]]:
+    ids = [token for document in documents for token in document]
+    return [ids[i : i + block_size] for i in range(0, len(ids) - block_size + 1, block_size)]
+
+
+def rows(blocks) -> list[list[int]]:
+    return [block["input_ids"].tolist() for block in blocks]
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents=DOCUMENTS, block_size=st.integers(2, 12))
+@example(documents=[[1, 2], [], [3]], block_size=3)
+def test_blocks_are_the_tokens_end_to_end(documents, block_size):
+    blocks = expected(documents, block_size)
+    if blocks:
+        packed = pack(tokenized(documents), block_size, "train")
+        assert rows(packed[i] for i in range(len(packed))) == blocks
+        assert rows(StreamedBlocks(streamed(documents), block_size)) == blocks
+        return
+    with pytest.raises(UsageError, match="token"):
+        pack(tokenized(documents), block_size, "train")
+    with pytest.raises(UsageError, match="--block_size"):
+        list(StreamedBlocks(streamed(documents), block_size))
+
+
+def test_one_remainder_is_dropped_of_thousands_of_documents():
+    documents = [[i, i + 1, i + 2] for i in range(3501)]
+    blocks = pack(tokenized(documents), 8, "train")
+    assert len(blocks) == 3501 * 3 // 8
+    assert blocks.ids.dtype == np.int32
+    assert rows(blocks[i] for i in range(len(blocks))) == expected(documents, 8)
+
+
+def test_a_selection_is_packed_in_its_own_order():
+    documents = [[i] * 2 for i in range(10)]
+    assert rows([pack(tokenized(documents).select([7, 2]), 4, "train")[0]]) == [[7, 7, 2, 2]]
+
+
+def test_head():
+    blocks = Blocks(np.arange(12).reshape(4, 3))
+    assert blocks.head(None) is blocks
+    assert rows(blocks.head(2)[i] for i in range(2)) == [[0, 1, 2], [3, 4, 5]]
+    assert [len(blocks.head(n)) for n in (1, 4, 9)] == [1, 4, 4]
+
+
+@pytest.mark.parametrize("count", [None, 1, 2, 3, 99])
+def test_a_stream_ends_after_count_blocks_and_starts_again(count):
+    documents = [[i] * 5 for i in range(4)]
+    blocks = StreamedBlocks(streamed(documents), 6, count)
+    assert rows(blocks) == rows(blocks) == expected(documents, 6)[:count]
+
+
+def test_a_stream_is_read_no_further_than_needed():
+    read = []
+
+    def documents():
+        for i in range(1000):
+            read.append(i)
+            yield {"input_ids": [i] * 4}
+
+    blocks = iter(StreamedBlocks(IterableDataset.from_generator(documents), 8))
+    next(blocks)
+    assert read == [0, 1]
+
+
+def test_a_stream_in_a_data_loader_with_more_workers_than_files():
+    documents = [[i] * 5 for i in range(4)]
+    loader = torch.utils.data.DataLoader(
+        StreamedBlocks(streamed(documents), 6), batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
+    assert rows(loader) == expected(documents, 6)
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"),
+    [
+        ([[], []], ["train text holds no token"]),
+        ([[1]], ["--block_size 4", "1 tokens only", "give more text"]),
+        ([[1, 2], [3]], ["--block_size 4", "3 tokens only", "give 3 or less"]),
+    ],
+)
+def test_too_little_text_names_flag_and_remedy(documents, words):
+    with pytest.raises(UsageError) as caught:
+        pack(tokenized(documents), 4, "train")
+    assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+# ---- block_size ----
+UNKNOWN = int(1e30)  # what transformers says for a tokenizer that knows no limit
+NO_POSITIONS = SimpleNamespace()
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokenizer_says", "config", "size"),
+    [
+        (None, 1024, GPT2Config(), 1024),
+        (None, UNKNOWN, GPT2Config(), 1024),
+        (None, UNKNOWN, GPT2Config(n_positions=64), 64),
+        (None, UNKNOWN, GPT2Config(n_positions=4096), 1024),
+        (None, 512, GPT2Config(n_positions=64), 64),
+        (None, 32, GPT2Config(n_positions=64), 32),
+        (None, 2048, GPT2Config(n_positions=2048), 2048),
+        (None, UNKNOWN, OpenAIGPTConfig(), 512),
+        (None, UNKNOWN, XLNetConfig(), 1024),  # relative positions: it says -1
+        (None, UNKNOWN, NO_POSITIONS, 1024),
+        (None, 128, NO_POSITIONS, 128),
+        (64, UNKNOWN, GPT2Config(n_positions=64), 64),
+        (63, UNKNOWN, GPT2Config(n_positions=64), 63),
+        (48, 32, GPT2Config(n_positions=64), 32),
+        (5000, UNKNOWN, NO_POSITIONS, 5000),
+        (5000, UNKNOWN, XLNetConfig(), 5000),
+    ],
+)
+def test_the_block_size(asked, tokenizer_says, config, size):
+    chosen = choose_block_size(asked, SimpleNamespace(model_max_length=tokenizer_says), config)
+    assert chosen == size and isinstance(chosen, int)
+
+
+@pytest.mark.parametrize("tokenizer_says", [UNKNOWN, 32, 64])
+def test_a_block_longer_than_the_model_is_refused(tokenizer_says):
+    with pytest.raises(UsageError, match="--block_size 65: the model has 64 positions; give 64 or less"):
+        choose_block_size(65, SimpleNamespace(model_max_length=tokenizer_says), GPT2Config(n_positions=64))
