@@ -239,6 +239,9 @@ class LanguageModelingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more")
+        for name in ("seed", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
         if self.output_dir is not None and os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir):
             raise UsageError(f"--output_dir {self.output_dir}: is a file; name a folder")
 
@@ -265,16 +268,37 @@ def parse(
     except ValueError as error:
         raise UsageError(str(error)) from error
     os.environ.update(modernized.environment)
+    _check_json(modernized.argv)
     _, unknown = parser.parse_known_args(modernized.argv)
     if unknown:
-        raise UsageError(unknown_flag(unknown[0], parser))
+        given = list(sys.argv[1:] if argv is None else argv)
+        from_file = words is not given and unknown[0] in words and unknown[0] not in given
+        raise UsageError(unknown_flag(unknown[0], parser, place=f"{given[0]}: " if from_file else ""))
     try:
         instances = parser.parse_args_into_dataclasses(modernized.argv, look_for_args_file=False)
     except UsageError:
         raise
+    except ImportError as error:
+        engine = "--deepspeed: " if "deepspeed" in str(error).lower() else ""
+        raise UsageError(engine + one_line(error)) from error
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(one_line(error)) from error
     return tuple(instances), modernized.notes
+
+
+def _check_json(words: Sequence[str]) -> None:
+    """Raises UsageError for a value that sets out to be JSON and is not, or for a JSON file that is not there."""
+    flag = ""
+    for word in words:
+        if word.startswith("--"):
+            flag, _, word = word.partition("=")
+        if word.startswith("{"):
+            try:
+                json.loads(word)
+            except json.JSONDecodeError as error:
+                raise UsageError(f"{flag} {word}: is not JSON: {error.msg} at column {error.colno}") from error
+        elif flag in ("--accelerator_config", "--deepspeed") and word.endswith(".json") and not os.path.isfile(word):
+            raise UsageError(f"{flag} {word}: no such file")
 
 
 def known_flags(parser: Parser) -> set[str]:
@@ -302,17 +326,16 @@ def expand_file(words: list[str], parser: Parser) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     content = _read_mapping(path, text)
+    takes_list = {action.dest for action in parser._actions if action.nargs == "+"}
     flags: list[str] = []
     for name, value in content.items():
-        if value is None:
-            continue
-        flags.append(f"--{name}")
-        if isinstance(value, list):
-            flags += [str(item) for item in value]
-        elif isinstance(value, dict):
-            flags.append(json.dumps(value))
-        else:
-            flags.append(str(value))
+        if isinstance(value, list) and name in takes_list:
+            flags += [f"--{name}", *map(str, value)] if value else []
+        elif isinstance(value, list) and name in known_flags(parser):
+            raise UsageError(f"{path}: {name} takes one value, found a list of {len(value)}")
+        elif value is not None:
+            # In one word, so that a value that starts with dashes is no flag.
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
     return flags + words[1:]
 
 
