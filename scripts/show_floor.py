@@ -22,9 +22,9 @@ def main() -> None:
     print()
     print("loss in nats a token, on text that the model has not seen:")
     print(f"  {math.log(len(tokenizer)):.3f}  all {len(tokenizer)} tokens equally likely")
-    for entry in history:
-        if "eval_loss" in entry:
-            print(f"  {entry['eval_loss']:.3f}  after {entry['epoch']:g} epochs")
+    by_epoch = {entry["epoch"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    for epoch, eval_loss in by_epoch.items():
+        print(f"  {eval_loss:.3f}  after {epoch:g} epochs")
     print(f"  {nats['negative_log_likelihood_nats'] / tokens:.3f}  the grammar that wrote this very text: the floor")
     print(f"  {nats['entropy_nats'] / tokens:.3f}  its entropy: the floor on average over all texts")
     print(f"the model is {loss - nats['negative_log_likelihood_nats'] / tokens:.3f} above the floor\n")
