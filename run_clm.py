@@ -3,7 +3,7 @@
 
 import logging
 
-from utils import arguments
+from utils import arguments, hub
 from utils.errors import run
 
 logger = logging.getLogger("utils.run_clm")
@@ -14,6 +14,9 @@ def main() -> None:
     types = (arguments.ModelArguments, arguments.DataArguments, arguments.LanguageModelingArguments)
     (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
     arguments.check_run(data_args, args)
+    notes += hub.use_cache_if_unreachable(
+        [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
+    )
 
     from transformers import AutoModelForCausalLM, set_seed
 

@@ -298,6 +298,9 @@ def test_the_readmes_command_word_for_word(tmp_path):
     with StandInHub(tmp_path / "hub") as hub:
         environment = client_environment(hub.url, tmp_path / "home", HF_HUB_OFFLINE="0")
         clm(*README_COMMAND, "--output_dir", tmp_path / "output", **environment)
+    # The hub is gone: the same command runs from the cache, at once.
+    done = clm(*README_COMMAND, "--max_steps", 1, "--output_dir", tmp_path / "again", **environment)
+    assert "does not answer" in done.stdout and "taking gpt2, wikitext from the cache" in done.stdout
     found = results(tmp_path / "output")
     assert found["epoch"] == 3.0 and found["eval_accuracy"] > 0
     assert "| O2 | 3 |" in (tmp_path / "output" / "results.md").read_text()
@@ -312,7 +315,7 @@ def test_the_readmes_command_word_for_word(tmp_path):
 )
 def test_an_unreachable_hub_is_one_line_with_three_remedies(corpus, tmp_path, flags, name):
     flags = [flag.replace("{train}", str(corpus / "train.txt")) for flag in flags]
-    environment = client_environment("http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="1")
+    environment = client_environment("http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="0")
     done = clm(*flags, "--do_train", "--output_dir", tmp_path / "output", expect=2, **environment)
     line = one_error_line(done)
     assert name in line
