@@ -84,7 +84,7 @@ def test_o3_casts_everything_and_has_no_masters():
 
 def test_buffers_and_frozen_parameters():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    model.register_buffer("inverse_frequency", torch.ones(3))
+    model.register_buffer("inverse_frequency", torch.tensor([1.0, 0.1, 0.01]))
     model[0].weight.requires_grad_(False)
     masters = amp.cast_model(model, precision("O2"))
     assert model.inverse_frequency.dtype == torch.float32
