@@ -213,6 +213,10 @@ def test_an_old_word_without_a_successor_is_refused_in_files_too(tmp_path):
         (["--lr_scheduler_kwargs", "{oops"], "--lr_scheduler_kwargs"),
         (["--accelerator_config", "no.json"], "--accelerator_config"),
         (["--seed", "-1"], "--seed -1"),
+        (["--learning_rate", "nan"], "--learning_rate nan"),
+        (["--learning_rate", "-1"], "--learning_rate -1"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs -1"),
+        (["--max_steps", "0"], "--max_steps 0"),
         (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1"),
     ],
 )

@@ -239,6 +239,13 @@ class LanguageModelingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 1 or more")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"--{name} {getattr(self, name)}: give a number of 0 or more")
+        if self.num_train_epochs == 0 and self.max_steps <= 0 and self.do_train:
+            raise UsageError("--num_train_epochs 0: nothing would be trained; give a number above 0")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise UsageError(f"--max_steps {self.max_steps}: give 1 or more, or leave it out to count by epochs")
         for name in ("seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
