@@ -1,17 +1,14 @@
 #!/usr/bin/env python
 """Trains GPT, GPT-2 and other causal language models on text: each token is predicted from those before it."""
 
-import logging
-
 from utils import arguments, hub
+from utils.data_arguments import CausalDataArguments
 from utils.errors import run
-
-logger = logging.getLogger("utils.run_clm")
 
 
 def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
-    types = (arguments.ModelArguments, arguments.DataArguments, arguments.LanguageModelingArguments)
+    types = (arguments.ModelArguments, CausalDataArguments, arguments.LanguageModelingArguments)
     (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
     arguments.check_run(data_args, args)
     notes += hub.use_cache_if_unreachable(
@@ -20,8 +17,7 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM, set_seed
 
-    from utils import corpus, log, model, output_folder, packing, report, tokenization
-    from utils.metrics import perplexity
+    from utils import corpus, log, model, output_folder, packing, tokenization, training
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
 
@@ -36,23 +32,12 @@ def main() -> None:
     # Text, tokenizer, blocks.
     splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
     text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
-    config = model.load_config(model_args)
-    tokenizer = model.load_tokenizer(model_args)
-    if tokenizer is None:
-        tokenizer = model.train_tokenizer(text[splits[0]], model_args, config, args)
-    model.check_vocabulary(tokenizer, config)
+    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args)
+    model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
     limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
-    blocks = {}
-    for split in splits:
-        with args.main_process_first(desc="tokenizing"):
-            tokens = tokenization.tokenize(
-                text[split], tokenizer, data_args.preprocessing_num_workers, not data_args.overwrite_cache
-            )
-        if data_args.streaming:
-            blocks[split] = packing.StreamedBlocks(tokens, block_size, limits[split])
-        else:
-            blocks[split] = packing.pack(tokens, block_size, split).head(limits[split])
+    tokens = tokenization.tokenize_all(text, tokenizer, data_args, args)
+    blocks = {split: packing.pack(tokens[split], block_size, split, limits[split]) for split in splits}
     if args.process_index == 0:
         output_folder.begin(args.output_dir, "run_clm.py", wanted, args.overwrite_output_dir)
 
@@ -69,42 +54,8 @@ def main() -> None:
     )
 
     # Train, evaluate, report.
-    results: dict = {}
-    if args.do_train:
-        metrics = trainer.train(resume_from_checkpoint=claim.checkpoint).metrics
-        trainer.save_model()
-        seen = trainer.state.max_steps * trainer.get_total_train_batch_size(args)
-        metrics["train_samples"] = seen if data_args.streaming else len(blocks["train"])
-        metrics |= trainer.throughput.metrics()
-        trainer.log_metrics("train", metrics)
-        if args.use_combine_grad:
-            metrics["gradient_buffers"] = trainer.combined.gradient_buffers()
-        trainer.save_metrics("train", metrics)
-        results |= metrics
-    if args.do_eval:
-        metrics = trainer.evaluate()
-        metrics["eval_samples"] = trainer.evaluated_samples
-        metrics["perplexity"] = perplexity(metrics["eval_loss"])
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-        results |= metrics
-    trainer.save_state()
-
-    card = {"finetuned_from": model_args.model_name_or_path, "tasks": "text-generation"}
-    card |= (
-        {"dataset": data_args.dataset_name, "dataset_args": data_args.dataset_config_name}
-        if data_args.dataset_name
-        else {}
-    )
-    if args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
-    if trainer.is_world_process_zero():
-        table = report.results_table(results, args.device, args.world_size, args.precision.level)
-        report.write_results(args.output_dir, table)
-        logger.info("results\n%s", table)
-        output_folder.finish(args.output_dir)
+    results = training.train_and_evaluate(trainer, claim.checkpoint)
+    training.publish(trainer, results, model_args, data_args, task="text-generation")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import yaml
 from transformers import TrainingArguments
 
 from utils import arguments
+from utils.data_arguments import CausalDataArguments
 from utils.errors import UsageError
 
-TYPES = (arguments.ModelArguments, arguments.DataArguments, arguments.LanguageModelingArguments)
+TYPES = (arguments.ModelArguments, CausalDataArguments, arguments.LanguageModelingArguments)
 BASE = {"model_type": "gpt2", "train_file": "a.txt", "do_train": True, "output_dir": "out"}
 WORDS = ["--model_type", "gpt2", "--train_file", "a.txt", "--do_train", "--output_dir", "out"]
 

@@ -9,7 +9,7 @@ import text_files
 from text_files import ROWS, content, write
 
 from utils import corpus, tokenization
-from utils.arguments import DataArguments
+from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 
 

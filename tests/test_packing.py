@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Config, OpenAIGPTConfig, XLNetConfig
 
 from utils.errors import UsageError
-from utils.packing import Blocks, StreamedBlocks, choose_block_size, pack
+from utils.packing import StreamedBlocks, choose_block_size, pack
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50_000), max_size=9), max_size=30)
 
@@ -63,11 +63,10 @@ def test_a_selection_is_packed_in_its_own_order():
     assert rows([pack(tokenized(documents).select([7, 2]), 4, "train")[0]]) == [[7, 7, 2, 2]]
 
 
-def test_head():
-    blocks = Blocks(np.arange(12).reshape(4, 3))
-    assert blocks.head(None) is blocks
-    assert rows(blocks.head(2)[i] for i in range(2)) == [[0, 1, 2], [3, 4, 5]]
-    assert [len(blocks.head(n)) for n in (1, 4, 9)] == [1, 4, 4]
+def test_a_limit_takes_the_first_blocks():
+    tokens = Dataset.from_dict({"input_ids": [list(range(12))]})
+    assert rows(pack(tokens, 3, "train", 2)[i] for i in range(2)) == [[0, 1, 2], [3, 4, 5]]
+    assert [len(pack(tokens, 3, "train", limit)) for limit in (None, 1, 4, 9)] == [4, 1, 4, 4]
 
 
 @pytest.mark.parametrize("count", [None, 1, 2, 3, 99])

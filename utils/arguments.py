@@ -17,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from utils import device
 from utils.amp import LEVELS, Precision, choose_precision
+from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.legacy_arguments import modernize
 
@@ -103,64 +104,6 @@ class ModelArguments:
             )
         if self.vocab_size is not None and self.vocab_size < 257:
             raise UsageError(f"--vocab_size {self.vocab_size}: bytes alone are 256 tokens; give 257 or more")
-
-
-@dataclass
-class DataArguments:
-    """Where text comes from and how it is cut."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset's name on the hub (wikitext), or a folder saved by `datasets`."}
-    )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "The dataset's configuration, e.g. wikitext-2-raw-v1."}
-    )
-    train_file: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Training text: txt, csv, tsv, json, jsonl or parquet, also .gz or .zst; several, or a glob."
-        },
-    )
-    validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Validation text, as train_file. Default: a part of the training text."}
-    )
-    text_column: str | None = field(
-        default=None, metadata={"help": "The column that holds the text. Default: `text`, else the first one."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N blocks only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N blocks only."})
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the text while training, never all of it. Needs --max_steps."}
-    )
-    block_size: int | None = field(
-        default=None, metadata={"help": "Tokens in a block. Default: what tokenizer and model can take, at most 1024."}
-    )
-    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again, even if the result is cached."})
-    validation_split_percentage: int | None = field(
-        default=5, metadata={"help": "How much of the training text validates, where there is no validation text."}
-    )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
-    keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line breaks of text files."})
-
-    def __post_init__(self) -> None:
-        files = self.train_file or self.validation_file
-        if self.dataset_name is None and not files:
-            raise UsageError("no text: add --train_file FILE, or --dataset_name NAME for a dataset on the hub")
-        if self.dataset_name is not None and files:
-            raise UsageError(
-                f"--dataset_name {self.dataset_name} and --train_file/--validation_file {files[0]}: give one source"
-            )
-        if self.block_size is not None and self.block_size < 2:
-            raise UsageError(
-                f"--block_size {self.block_size}: a block has a token and its successor at least, give 2 or more"
-            )
-        percentage = self.validation_split_percentage
-        if percentage is not None and not 0 < percentage < 100:
-            raise UsageError(f"--validation_split_percentage {percentage}: give a whole number from 1 to 99")
-        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name} {value}: give 1 or more, or leave it out")
 
 
 @dataclass

@@ -12,8 +12,8 @@ import datasets
 import pandas
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from utils.arguments import DataArguments
 from utils.compression import SUFFIXES, decompressed_copy
+from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.file_diagnosis import check_short_rows, check_start, diagnose, is_tsv
 from utils.hub import dataset_name, explain

@@ -7,6 +7,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.errors import UsageError, one_line
@@ -34,10 +38,26 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
     if model.config_overrides:
         try:
             config.update_from_string(model.config_overrides)
+            # Made anew from the settings that were named, so that those which derive from them follow (XLNet's d_head).
+            named = [setting.split("=")[0].strip() for setting in model.config_overrides.split(",")]
+            config = type(config)(**{name: getattr(config, name) for name in named})
         except (ValueError, KeyError) as error:
             raise UsageError(f"--config_overrides {model.config_overrides}: {one_line(error)}") from error
         logger.info("from scratch: %s with %s", model.model_type, model.config_overrides)
     return config
+
+
+def load_config_and_tokenizer(
+    text: Dataset | IterableDataset, model: ModelArguments, args: LanguageModelingArguments
+) -> tuple[PreTrainedConfig, Tokenizer]:
+    """Both by name or from scratch, fitting each other. Raises UsageError where they do not.
+
+    text: what a tokenizer is trained on if none is named.
+    """
+    config = load_config(model)
+    tokenizer = load_tokenizer(model) or train_tokenizer(text, model, config, args)
+    check_vocabulary(tokenizer, config)
+    return config, tokenizer
 
 
 def load_tokenizer(model: ModelArguments) -> Tokenizer | None:
@@ -71,8 +91,10 @@ def train_tokenizer(
         else:
             tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
     config.vocab_size = len(tokenizer)
-    config.bos_token_id = tokenizer.bos_token_id
-    config.eos_token_id = tokenizer.eos_token_id
+    for kind in ("bos", "eos", "pad", "cls", "sep"):
+        name = f"{kind}_token_id"
+        if hasattr(config, name):
+            setattr(config, name, getattr(tokenizer, name))
     return tokenizer
 
 
@@ -84,6 +106,20 @@ def check_vocabulary(tokenizer: Tokenizer, config: PreTrainedConfig) -> None:
             f"from scratch add --config_overrides vocab_size={len(tokenizer)}, else name the model's own tokenizer by "
             "--tokenizer_name"
         )
+
+
+def check_objective(config: PreTrainedConfig, script: str) -> None:
+    """Raises UsageError for a model that another script trains, naming that script."""
+    kind = config.model_type
+    belongs = "run_clm.py" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        belongs = script if script == "run_clm.py" and belongs else "run_mlm.py"
+    if kind == "xlnet":
+        belongs = script if script == "run_clm.py" else "run_plm.py"
+    if belongs is None:
+        raise UsageError(f"{kind}: none of the scripts trains a model of this kind")
+    if belongs != script:
+        raise UsageError(f"{kind}: a model of this kind is trained by {belongs}, not by {script}")
 
 
 def load_model(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:

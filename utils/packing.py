@@ -15,29 +15,40 @@ logger = logging.getLogger(__name__)
 DEFAULT_BLOCK_SIZE = 1024
 
 
-def choose_block_size(asked: int | None, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> int:
+def choose_block_size(
+    asked: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    flag: str = "--block_size",
+) -> int:
     """The number of tokens in a block: what was asked for, else what tokenizer and model can take.
 
     Where the tokenizer takes more than the model, or knows no limit, it is the model's positions, at most 1024.
     Raises UsageError for a block that is longer than the model has positions.
     """
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or positions < 1:  # XLNet says -1: its positions are relative
-        positions = None
+    positions = position_count(config)
     if asked is not None:
         if positions is not None and asked > positions:
-            raise UsageError(f"--block_size {asked}: the model has {positions} positions; give {positions} or less")
+            raise UsageError(f"{flag} {asked}: the model has {positions} positions; give {positions} or less")
         if asked > tokenizer.model_max_length:
-            logger.warning(
-                "--block_size %d: the tokenizer says %d at most; using that", asked, tokenizer.model_max_length
-            )
+            logger.warning("%s %d: the tokenizer says %d at most; using that", flag, asked, tokenizer.model_max_length)
         return int(min(asked, tokenizer.model_max_length))
     longest = positions or DEFAULT_BLOCK_SIZE
     if tokenizer.model_max_length > longest:
         longest = min(DEFAULT_BLOCK_SIZE, longest)
-        logger.info("block_size is %d; --block_size changes it", longest)
+        logger.info("sequences of %d tokens; %s changes that", longest, flag)
         return longest
     return int(tokenizer.model_max_length)
+
+
+def position_count(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model has positions for; None where they are relative and without end."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or positions < 1:  # XLNet says -1
+        return None
+    # RoBERTa and its like number their positions from the padding id on.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return positions - offset
 
 
 class Blocks(torch.utils.data.Dataset):
@@ -52,16 +63,41 @@ class Blocks(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {"input_ids": self.ids[index]}
 
-    def head(self, count: int | None) -> "Blocks":
-        """The first `count` blocks; all of them for None."""
-        return self if count is None else Blocks(self.ids[:count])
+
+class Lines(torch.utils.data.Dataset):
+    """Documents of their own length each. Item i is {"input_ids": an array of its ids}."""
+
+    def __init__(self, ids: np.ndarray, ends: np.ndarray):
+        self.ids = ids
+        self.ends = ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {"input_ids": self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]}
 
 
-def pack(tokenized: Dataset, block_size: int, split: str) -> Blocks:
-    """All token ids of `tokenized` in blocks; only the remainder at the very end is dropped, and counted in the log.
+def lines(tokenized: Dataset, split: str, limit: int | None = None) -> Lines:
+    """Each document of `tokenized` as a sample; the first `limit` of them. Raises UsageError if there is none."""
+    column = tokenized.with_format("arrow")[: limit if limit is not None else len(tokenized)].column("input_ids")
+    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    ids = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    if not ids or sum(map(len, ids)) == 0:
+        raise UsageError(f"the {split} text holds no token: all its lines are empty; name another text")
+    logger.info("%s: %d lines, %d tokens", split, len(tokenized), sum(map(len, ids)))
+    return Lines(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
 
-    transformers' group_texts drops a remainder for every 1,000 documents. Raises UsageError if there is not one block.
+
+def pack(
+    tokenized: Dataset | IterableDataset, block_size: int, split: str, limit: int | None = None
+) -> "Blocks | StreamedBlocks":
+    """All token ids of `tokenized` in blocks, the first `limit` of them; a stream's are cut while it is read.
+
+    Only the remainder at the very end is dropped, and counted in the log. transformers' group_texts drops a remainder for every 1,000 documents. Raises UsageError if there is not one block.
     """
+    if isinstance(tokenized, IterableDataset):
+        return StreamedBlocks(tokenized, block_size, limit)
     column = tokenized.with_format("arrow")[:].column("input_ids")
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     ids = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
@@ -79,7 +115,7 @@ def pack(tokenized: Dataset, block_size: int, split: str) -> Blocks:
         block_size,
         len(ids) - count * block_size,
     )
-    return Blocks(ids[: count * block_size].reshape(count, block_size))
+    return Blocks(ids[: count * block_size].reshape(count, block_size)[:limit])
 
 
 def _too_short(block_size: int, split: str, tokens: int) -> UsageError:

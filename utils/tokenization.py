@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
 from transformers import PreTrainedTokenizerBase
 
+from utils.arguments import LanguageModelingArguments
+from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -53,17 +55,44 @@ def _documents(batch: dict) -> list[str]:
     return documents
 
 
+def tokenize_all(
+    text: dict[str, Dataset | IterableDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataArguments,
+    args: LanguageModelingArguments,
+    max_length: int | None = None,
+) -> dict[str, Dataset | IterableDataset]:
+    """`tokenize` for every split; the main process first, the others then find its cached result."""
+    tokens = {}
+    for split, documents in text.items():
+        with args.main_process_first(desc="tokenizing"):
+            tokens[split] = tokenize(
+                documents, tokenizer, data.preprocessing_num_workers, not data.overwrite_cache, max_length
+            )
+    return tokens
+
+
 def tokenize(
     text: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
     processes: int | None = None,
     use_cache: bool = True,
+    max_length: int | None = None,
 ) -> Dataset | IterableDataset:
-    """The column `input_ids` (int32) of each document's token ids, special tokens as the tokenizer adds them."""
+    """The column `input_ids` (int32) of each document's token ids, special tokens as the tokenizer adds them.
+
+    max_length: what is beyond so many tokens of a document is cut off, and blank documents are left out.
+    """
 
     def encode(batch: dict) -> dict:
         # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
-        return {"input_ids": tokenizer(_documents(batch), return_attention_mask=False, verbose=False)["input_ids"]}
+        documents, options = _documents(batch), {}
+        if max_length is not None:
+            documents = [document for document in documents if document.strip()]
+            options = {"truncation": True, "max_length": max_length}
+        if not documents:
+            return {"input_ids": []}
+        return {"input_ids": tokenizer(documents, return_attention_mask=False, verbose=False, **options)["input_ids"]}
 
     if isinstance(text, IterableDataset):
         return text.map(encode, batched=True, batch_size=BATCH, remove_columns=["text"])
@@ -77,3 +106,12 @@ def tokenize(
         load_from_cache_file=use_cache,
         desc="Running tokenizer on dataset",
     )
+
+
+def check_room(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError if the special tokens of a sequence leave no room for text."""
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise UsageError(
+            f"--max_seq_length {max_length}: the special tokens alone are {special}; give {special + 1} or more"
+        )

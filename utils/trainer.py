@@ -38,19 +38,28 @@ class SkippedSteps(TrainerCallback):
 class LanguageModelingTrainer(Trainer):
     """Trainer for LanguageModelingArguments.
 
+    loss_sum: (logits, labels, label_smoothing) -> the summed loss of a batch whose logits are its predicted rows only.
+        None: the model computes its loss.
     token_sums: (logits, labels) -> float32 of shape (batch, 3), each sample's correct predictions, targets and negative
         log-likelihood: the objective's evaluation.
     """
 
     def __init__(
-        self, *arguments, token_sums: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None, **named
+        self,
+        *arguments,
+        loss_sum: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None,
+        token_sums: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        **named,
     ):
+        self.loss_sum = loss_sum
         self.token_sums = token_sums
         self.running_sums: RunningSums | None = None
         self.evaluated_samples = 0
         self.throughput: Throughput | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
+        if loss_sum is not None:
+            self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
         self.add_callback(SkippedSteps())
         self.add_callback(_ThroughputClock(self))
 
@@ -172,6 +181,18 @@ class LanguageModelingTrainer(Trainer):
 
     def _float32_weights(self) -> contextlib.AbstractContextManager:
         return self.combined.float32_weights() if self.combined is not None else contextlib.nullcontext()
+
+    # ---- loss ----
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.loss_sum is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        targets = num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum()
+        loss = self.loss_sum(outputs.logits, labels, self.args.label_smoothing_factor) / targets.clamp(min=1)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, targets are all of them
+        return (loss, outputs) if return_outputs else loss
 
     # ---- evaluation ----
     def evaluation_loop(self, *arguments, **named):

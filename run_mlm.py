@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+"""Trains BERT, RoBERTa, ALBERT and DistilBERT on text: hidden tokens are predicted from all those around them."""
+
+from utils import arguments, hub
+from utils.data_arguments import MaskedDataArguments
+from utils.errors import UsageError, run
+
+
+def main() -> None:
+    # What is asked for. Nothing heavy is imported before this is known to make sense.
+    types = (arguments.ModelArguments, MaskedDataArguments, arguments.LanguageModelingArguments)
+    (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
+    arguments.check_run(data_args, args)
+    notes += hub.use_cache_if_unreachable(
+        [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
+    )
+
+    from transformers import AutoModelForMaskedLM, set_seed
+
+    from utils import corpus, log, model, output_folder, packing, tokenization, training
+    from utils.objectives import masked, rows
+    from utils.trainer import LanguageModelingTrainer
+
+    log.set_up(args, notes)
+
+    # The output folder: new, an unfinished run to go on with, or a finished one.
+    wanted = arguments.snapshot((model_args, data_args, args))
+    claim = output_folder.claim_for_all(args, "run_mlm.py", wanted)
+    if claim.verdict == "finished":
+        return
+
+    # Text, tokenizer, sequences.
+    splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
+    text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
+    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args)
+    model.check_objective(config, "run_mlm.py")
+    length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
+    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    if data_args.line_by_line:
+        tokenization.check_room(length, tokenizer)
+        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args, max_length=length)
+        samples = {split: packing.lines(tokens[split], split, limits[split]) for split in splits}
+    else:
+        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args)
+        samples = {split: packing.pack(tokens[split], length, split, limits[split]) for split in splits}
+
+    # What is hidden: drawn anew in each epoch, for each sample by itself.
+    try:
+        law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
+    except ValueError as error:
+        raise UsageError(f"--tokenizer_name: {error}") from error
+    kind = masked.MaskedStream if data_args.streaming else masked.MaskedSamples
+    samples = {split: kind(samples[split], law, args.seed) for split in splits}
+    if args.process_index == 0:
+        output_folder.begin(args.output_dir, "run_mlm.py", wanted, args.overwrite_output_dir)
+
+    # Model and trainer. The head predicts what is hidden, and nothing else.
+    set_seed(args.seed)
+    network = model.load_model(AutoModelForMaskedLM, model_args, config)
+    full_head = data_args.full_head or not masked.predict_only_masked(network)
+    args.remove_unused_columns = False
+    trainer = LanguageModelingTrainer(
+        model=network,
+        args=args,
+        train_dataset=samples.get("train"),
+        eval_dataset=samples.get("validation"),
+        processing_class=tokenizer,
+        data_collator=masked.MaskedCollator(
+            law, tokenizer.pad_token_id or 0, length if data_args.pad_to_max_length else None, full_head
+        ),
+        loss_sum=rows.loss_sum,
+        token_sums=rows.token_sums,
+    )
+
+    # Train, evaluate, report.
+    results = training.train_and_evaluate(trainer, claim.checkpoint)
+    training.publish(trainer, results, model_args, data_args, task="fill-mask")
+
+
+if __name__ == "__main__":
+    run(main, arguments.wants_traceback)

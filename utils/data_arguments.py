@@ -1,0 +1,140 @@
+"""Flags about text: where it comes from, how it is cut, and what is to be predicted of it."""
+
+from dataclasses import dataclass, field
+
+from utils.errors import UsageError
+
+
+@dataclass
+class DataArguments:
+    """Where text comes from and how it is cut."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset's name on the hub (wikitext), or a folder saved by `datasets`."}
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "The dataset's configuration, e.g. wikitext-2-raw-v1."}
+    )
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training text: txt, csv, tsv, json, jsonl or parquet, also .gz or .zst; several, or a glob."
+        },
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Validation text, as train_file. Default: a part of the training text."}
+    )
+    text_column: str | None = field(
+        default=None, metadata={"help": "The column that holds the text. Default: `text`, else the first one."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N blocks only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N blocks only."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the text while training, never all of it. Needs --max_steps."}
+    )
+    overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again, even if the result is cached."})
+    validation_split_percentage: int | None = field(
+        default=5, metadata={"help": "How much of the training text validates, where there is no validation text."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line breaks of text files."})
+
+    def __post_init__(self) -> None:
+        files = self.train_file or self.validation_file
+        if self.dataset_name is None and not files:
+            raise UsageError("no text: add --train_file FILE, or --dataset_name NAME for a dataset on the hub")
+        if self.dataset_name is not None and files:
+            raise UsageError(
+                f"--dataset_name {self.dataset_name} and --train_file/--validation_file {files[0]}: give one source"
+            )
+        percentage = self.validation_split_percentage
+        if percentage is not None and not 0 < percentage < 100:
+            raise UsageError(f"--validation_split_percentage {percentage}: give a whole number from 1 to 99")
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name} {value}: give 1 or more, or leave it out")
+
+
+@dataclass
+class CausalDataArguments(DataArguments):
+    """Text for run_clm.py."""
+
+    block_size: int | None = field(
+        default=None, metadata={"help": "Tokens in a block. Default: what tokenizer and model can take, at most 1024."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_size is not None and self.block_size < 2:
+            raise UsageError(
+                f"--block_size {self.block_size}: a block has a token and its successor at least, give 2 or more"
+            )
+
+
+@dataclass
+class SequenceDataArguments(DataArguments):
+    """Text whose masked or permuted tokens are predicted, a sequence at a time."""
+
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens in a sequence, special ones included. Default: what tokenizer and model can take."},
+    )
+    line_by_line: bool = field(
+        default=False, metadata={"help": "Each line of the text is a sequence of its own, instead of all end to end."}
+    )
+    pad_to_max_length: bool = field(
+        default=False,
+        metadata={"help": "With line_by_line: pad all to max_seq_length, not to the longest line of the batch."},
+    )
+    full_head: bool = field(
+        default=False, metadata={"help": "Compute predictions for all positions, not only for those that count."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_seq_length is not None and self.max_seq_length < 2:
+            raise UsageError(f"--max_seq_length {self.max_seq_length}: give 2 or more")
+        if self.pad_to_max_length and not self.line_by_line:
+            raise UsageError("--pad_to_max_length: pads lines; add --line_by_line, or leave it out")
+        if self.streaming and self.line_by_line:
+            raise UsageError("--line_by_line does not work with --streaming; leave one of them out")
+
+
+@dataclass
+class MaskedDataArguments(SequenceDataArguments):
+    """Text for run_mlm.py."""
+
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are predicted."})
+    whole_word_mask: bool = field(default=False, metadata={"help": "Predict all tokens of a word or none."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share("--mlm_probability", self.mlm_probability)
+
+
+@dataclass
+class PermutedDataArguments(SequenceDataArguments):
+    """Text for run_plm.py."""
+
+    max_seq_length: int | None = field(default=512, metadata={"help": "Tokens in a sequence, special ones included."})
+    plm_probability: float = field(
+        default=1 / 6, metadata={"help": "Length of a predicted span by the length of its surroundings."}
+    )
+    max_span_length: int = field(default=5, metadata={"help": "The longest span that is predicted."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share("--plm_probability", self.plm_probability)
+        if self.max_span_length < 1:
+            raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
+        if self.max_seq_length is not None and self.plm_probability * self.max_seq_length < 1:
+            raise UsageError(
+                f"--plm_probability {self.plm_probability}: less than one of {self.max_seq_length} tokens would be "
+                "predicted; give more, or a longer --max_seq_length"
+            )
+
+
+def _check_share(flag: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise UsageError(f"{flag} {value}: give a number above 0 and below 1, such as 0.15")
