@@ -32,7 +32,7 @@ def main() -> None:
     # Text, tokenizer, blocks.
     splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
     text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
-    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args)
+    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
     limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}

@@ -3,7 +3,7 @@
 
 from utils import arguments, hub
 from utils.data_arguments import MaskedDataArguments
-from utils.errors import UsageError, run
+from utils.errors import run
 
 
 def main() -> None:
@@ -32,8 +32,9 @@ def main() -> None:
     # Text, tokenizer, sequences.
     splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
     text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
-    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args)
+    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_mlm.py")
+    tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
     limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
     if data_args.line_by_line:
@@ -45,10 +46,7 @@ def main() -> None:
         samples = {split: packing.pack(tokens[split], length, split, limits[split]) for split in splits}
 
     # What is hidden: drawn anew in each epoch, for each sample by itself.
-    try:
-        law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
-    except ValueError as error:
-        raise UsageError(f"--tokenizer_name: {error}") from error
+    law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
     kind = masked.MaskedStream if data_args.streaming else masked.MaskedSamples
     samples = {split: kind(samples[split], law, args.seed) for split in splits}
     if args.process_index == 0:
@@ -58,7 +56,6 @@ def main() -> None:
     set_seed(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
-    args.remove_unused_columns = False
     trainer = LanguageModelingTrainer(
         model=network,
         args=args,

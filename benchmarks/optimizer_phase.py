@@ -2,25 +2,22 @@
 
     python -m benchmarks.optimizer_phase [--device cpu] [--rounds 24] [--length 64] [--output result.json]
 
-The sides take turns step by step, each in a process of its own (in one process they would share an allocator, and what
-one frees another gets for nothing), on equal weights and the same batch. Reported are the medians of two times: the
+The sides take turns step by step, each in a process of its own, on equal weights and the same batch. Reported are the medians of two times: the
 phase alone (clip, step, zero_grad) and the whole step (forward, backward with its gathering, and the phase), the ratios
 to ours, and each side's losses, so that nobody is faster by being wrong.
 """
 
 import argparse
 import json
-import logging
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.turns import take_turns
 from utils import device
 from utils.combine_grad import CombinedOptimizer
 
@@ -41,8 +38,9 @@ def adamw(model: nn.Module, **kind: bool) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=5e-5, **kind)
 
 
-def make_side(name: str, ids: torch.Tensor) -> Callable[[], tuple[float, float, float]]:
+def make_side(name: str, on: str, length: int) -> Callable[[], tuple[float, float, float]]:
     """A function that takes a step as Trainer does and returns seconds of the phase, of the whole step, and the loss."""
+    ids = torch.randint(0, 50257, (1, length), generator=torch.Generator().manual_seed(0)).to(on)
     model = make_model(ids.device)
     if name == "combined":
         optimizer = CombinedOptimizer(
@@ -75,24 +73,6 @@ def timed_step(model: nn.Module, ids: torch.Tensor, phase: Callable[[], None]) -
     return end - between, end - start, loss.item()
 
 
-def serve(name: str, on: str, length: int, connection: Connection) -> None:
-    """A side's process: takes one step for each message, until the connection closes."""
-    logging.disable(logging.WARNING)
-    ids = torch.randint(0, 50257, (1, length), generator=torch.Generator().manual_seed(0)).to(on)
-    step = make_side(name, ids)
-    try:
-        while connection.recv() == "step":
-            connection.send(step())
-    except EOFError:
-        return
-
-
-def start_side(name: str, on: str, length: int) -> Connection:
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    multiprocessing.get_context("spawn").Process(target=serve, args=(name, on, length, there), daemon=True).start()
-    return here
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=device.accelerator() or "cpu")
@@ -100,17 +80,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens in the batch: few, so that the phase weighs")
     parser.add_argument("--output", help="write the result here, as JSON")
     options = parser.parse_args()
-    sides = {name: start_side(name, options.device, options.length) for name in ("combined", "fused", "foreach")}
-    warm_up = 2
-    measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
-    for round_number in range(warm_up + options.rounds):
-        # Each round starts with another side: who comes after foreach finds the machine's memory in disorder.
-        order = list(sides)[round_number % 3 :] + list(sides)[: round_number % 3]
-        for name in order:
-            sides[name].send("step")
-            outcome = sides[name].recv()
-            if round_number >= warm_up:
-                measured[name].append(outcome)
+    sides = {name: (name, options.device, options.length) for name in ("combined", "fused", "foreach")}
+    measured = take_turns(make_side, sides, options.rounds)
     result: dict = {"device": options.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     print(f"{'':10}{'phase':>12}{'ratio':>8}{'whole step':>14}{'ratio':>8}{'last loss':>12}")
     for name, outcomes in measured.items():

@@ -195,6 +195,15 @@ def test_zero_grad_breaks_nothing(set_to_none):
     assert all(start <= p.data_ptr() < end and p.grad is None for p in flat.parameters())
 
 
+@pytest.mark.parametrize("half", [True, False])
+def test_weights_that_left_their_buffer_are_noticed(half):
+    model = tiny.gpt2()
+    optimizer = CombinedOptimizer(adamw(model), amp.cast_model(model, BF16_O2) if half else {})
+    assert optimizer.holds_weights()
+    model.to(torch.device("cpu:0"))  # for torch another device than cpu: it copies
+    assert not optimizer.holds_weights()
+
+
 def test_a_step_without_backward_does_nothing():
     _, _, flat, optimizer = pair()
     train(flat, optimizer, tiny.batches(2))

@@ -169,15 +169,6 @@ def test_persistent_workers_see_the_epoch_change():
     assert first != [s["labels"].tolist() for s in loader]
 
 
-def test_a_tokenizer_without_a_mask_is_refused(corpus):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
-    with pytest.raises(ValueError, match="no mask token"):
-        masked.masking_law(tokenizer, 0.15)
-
-
 # ---- lines ----
 @pytest.mark.parametrize("full_head", [True, False])
 def test_lines_are_padded_and_padding_is_never_predicted(full_head):

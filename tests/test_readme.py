@@ -11,15 +11,15 @@ import pytest
 
 from utils import arguments
 from utils.amp import choose_precision
-from utils.data_arguments import CausalDataArguments
+from utils.data_arguments import CausalDataArguments, MaskedDataArguments
 from utils.legacy_arguments import modernize
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "README.zh-CN.md")
 # Scripts that are announced as not there yet. Whoever adds one takes it out of here and out of that sentence.
-NOT_YET = {"run_mlm.py", "run_plm.py"}
-# The parser of run_clm.py.
-TYPES = (arguments.ModelArguments, CausalDataArguments, arguments.LanguageModelingArguments)
+NOT_YET = {"run_plm.py"}
+# The text that each script takes.
+DATA = {"run_clm.py": CausalDataArguments, "run_mlm.py": MaskedDataArguments}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROJECT_FILE = re.compile(
@@ -70,17 +70,17 @@ def commands(name: str) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-CLM_COMMANDS = [words for words in commands("README.md") if "run_clm.py" in words]
+SCRIPT_COMMANDS = [words for words in commands("README.md") if set(words) & set(DATA)]
+
+
+def parser_of(script: str) -> arguments.Parser:
+    return arguments.Parser((arguments.ModelArguments, DATA[script], arguments.LanguageModelingArguments))
 
 
 @pytest.fixture(scope="module")
-def parser() -> arguments.Parser:
-    return arguments.Parser(TYPES)
-
-
-@pytest.fixture(scope="module")
-def known(parser) -> set[str]:
-    return arguments.known_flags(parser)
+def known() -> set[str]:
+    """The flags of all scripts."""
+    return set().union(*(arguments.known_flags(parser_of(script)) for script in DATA))
 
 
 # ---- the two languages ----
@@ -111,19 +111,22 @@ def test_each_links_to_the_other_at_the_top() -> None:
 
 # ---- commands ----
 def test_there_are_commands_to_check() -> None:
-    assert len(CLM_COMMANDS) >= 8
-    assert any(words[0] == "torchrun" for words in CLM_COMMANDS)
+    assert len(SCRIPT_COMMANDS) >= 10
+    assert any(words[0] == "torchrun" for words in SCRIPT_COMMANDS)
+    assert {script for words in SCRIPT_COMMANDS for script in words if script in DATA} == set(DATA)
 
 
-@pytest.mark.parametrize("words", CLM_COMMANDS, ids=lambda words: " ".join(words)[:60])
-def test_commands_parse(words: list[str], parser, known, tmp_path) -> None:
+@pytest.mark.parametrize("words", SCRIPT_COMMANDS, ids=lambda words: " ".join(words)[:60])
+def test_commands_parse(words: list[str], tmp_path) -> None:
     assert words[0] in ("python", "torchrun")
-    given = words[words.index("run_clm.py") + 1 :]
+    [script] = set(words) & set(DATA)
+    parser = parser_of(script)
+    given = words[words.index(script) + 1 :]
     if given[0].endswith(".yaml"):
         given[0] = str(write_config(given[0], tmp_path))
-    modern = modernize(arguments.expand_file(given, parser), known)
+    modern = modernize(arguments.expand_file(given, parser), arguments.known_flags(parser))
     assert not modern.notes, "the README uses an old word"
-    check(parser.parse_args(modern.argv))  # an unknown flag or a wrong value is a UsageError
+    check(parser.parse_args(modern.argv), DATA[script])  # an unknown flag or a wrong value is a UsageError
 
 
 def write_config(name: str, folder: Path) -> Path:
@@ -135,14 +138,14 @@ def write_config(name: str, folder: Path) -> Path:
     return path
 
 
-def check(parsed: Namespace) -> None:
+def check(parsed: Namespace, data: type) -> None:
     """The checks of the parsed values that need no TrainingArguments, which would touch devices."""
 
     def part(kind: type):
         return kind(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(kind) if f.init})
 
     part(arguments.ModelArguments)
-    arguments.check_run(part(CausalDataArguments), parsed)
+    arguments.check_run(part(data), parsed)
     choose_precision(parsed.fp16, parsed.bf16, parsed.fp16_opt_level, parsed.loss_scale)
     assert parsed.optim in arguments.ELEMENTWISE_OPTIMIZERS or not parsed.use_combine_grad
     assert parsed.output_dir

@@ -9,7 +9,8 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from utils import sample_corpus
 from utils.errors import UsageError
-from utils.tokenization import tokenize, train_byte_level_bpe
+from utils.tokenization import tokenize
+from utils.tokenizer_training import train_byte_level_bpe
 
 ODD_TEXT = " two  spaces\n\ttab\r\nGrüße 你好 😀 e\u0301 \u200d \x00 \ufeff<|endoftext|> don't 12345 "
 

@@ -194,6 +194,12 @@ class CombinedOptimizer(torch.optim.Optimizer):
                 buffer.gradients.mul_(factor)
         return norm
 
+    def holds_weights(self) -> bool:
+        """Whether the model's parameters are still views of the flat tensors: copies elsewhere would never be trained."""
+        flat = [buffer.weights for buffer in self.buffers] + [half for half, _ in self._write_backs]
+        places = {tensor.untyped_storage().data_ptr() for tensor in flat}
+        return all(member.source.untyped_storage().data_ptr() in places for member in self.members)
+
     def gradient_buffers(self) -> dict[str, int]:
         """{dtype: elements} of the gradient buffers."""
         return {str(b.gradients.dtype).removeprefix("torch."): b.elements for b in self.buffers}

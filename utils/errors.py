@@ -19,6 +19,7 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
     """
     try:
         main()
+        _leave_process_group()
     except UsageError as error:
         if wants_traceback():
             raise
@@ -27,6 +28,14 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
             script = os.path.basename(sys.argv[0])
             print(f"{script}: error: {one_line(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _leave_process_group() -> None:
+    """Waits for the other ranks and closes the process group: one that is left open may abort the process at its end."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def one_line(error: BaseException) -> str:

@@ -12,10 +12,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from utils import tokenizer_training
 from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.errors import UsageError, one_line
 from utils.hub import CANONICAL_MODELS, explain
-from utils.tokenization import train_byte_level_bpe
+from utils.packing import position_count
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,23 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
 
 
 def load_config_and_tokenizer(
-    text: Dataset | IterableDataset, model: ModelArguments, args: LanguageModelingArguments
+    text: Dataset | IterableDataset,
+    model: ModelArguments,
+    args: LanguageModelingArguments,
+    checkpoint: str | None = None,
 ) -> tuple[PreTrainedConfig, Tokenizer]:
     """Both by name or from scratch, fitting each other. Raises UsageError where they do not.
 
-    text: what a tokenizer is trained on if none is named.
+    text: what a tokenizer is trained on if none is named. checkpoint: what the run resumes from, which has the tokenizer
+    that was trained then.
     """
     config = load_config(model)
-    tokenizer = load_tokenizer(model) or train_tokenizer(text, model, config, args)
+    tokenizer = load_tokenizer(model)
+    if tokenizer is None and checkpoint is not None:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        fit(config, tokenizer)
+    elif tokenizer is None:
+        tokenizer = train_tokenizer(text, model, config, args)
     check_vocabulary(tokenizer, config)
     return config, tokenizer
 
@@ -78,24 +88,29 @@ def load_tokenizer(model: ModelArguments) -> Tokenizer | None:
 def train_tokenizer(
     text: Dataset | IterableDataset, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
 ) -> Tokenizer:
-    """Trains a byte-level BPE tokenizer on the corpus, saves it in the output folder and fits `config` to it.
+    """Trains a tokenizer of the family's own kind on the corpus, saves it in the output folder and fits `config` to it.
 
     The main process trains, the others load what it saved.
     """
     with args.main_process_first(local=False, desc="training the tokenizer"):
         if args.process_index == 0:
-            tokenizer = train_byte_level_bpe(text, model.vocab_size or config.vocab_size)
-            tokenizer.model_max_length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+            tokenizer = tokenizer_training.train(text, config.model_type, model.vocab_size or config.vocab_size)
+            tokenizer.model_max_length = position_count(config) or tokenizer.model_max_length
             tokenizer.save_pretrained(args.output_dir)
             logger.info("no tokenizer named: trained one of %d tokens, saved in %s", len(tokenizer), args.output_dir)
         else:
             tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
+    fit(config, tokenizer)
+    return tokenizer
+
+
+def fit(config: PreTrainedConfig, tokenizer: Tokenizer) -> None:
+    """Gives the configuration the vocabulary and the special ids of a tokenizer that was trained for it."""
     config.vocab_size = len(tokenizer)
     for kind in ("bos", "eos", "pad", "cls", "sep"):
         name = f"{kind}_token_id"
         if hasattr(config, name):
             setattr(config, name, getattr(tokenizer, name))
-    return tokenizer
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: PreTrainedConfig) -> None:

@@ -1,7 +1,6 @@
-"""Tokenizers: load one or train one; text to token ids."""
+"""Text to token ids."""
 
 import logging
-from collections.abc import Iterator
 
 from datasets import Dataset, Features, IterableDataset, Sequence, Value
 from transformers import PreTrainedTokenizerBase
@@ -15,38 +14,7 @@ logger = logging.getLogger(__name__)
 BATCH = 1000
 
 
-def train_byte_level_bpe(text: Dataset | IterableDataset, vocab_size: int, end_of_text: str = "<|endoftext|>"):
-    """A byte-level BPE tokenizer of GPT-2's kind, trained on the column `text`.
-
-    vocab_size: at most so many tokens; a small corpus has fewer pairs that repeat. `end_of_text` begins, ends and
-    stands for the unknown, as in GPT-2.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import GPT2TokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[end_of_text],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_batches(text), trainer)
-    return GPT2TokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end_of_text, eos_token=end_of_text, unk_token=end_of_text
-    )
-
-
-def _batches(text: Dataset | IterableDataset) -> Iterator[list[str]]:
-    for batch in text.iter(batch_size=BATCH):
-        yield [document for document in _documents(batch) if document]
-
-
-def _documents(batch: dict) -> list[str]:
+def documents_of(batch: dict) -> list[str]:
     """The documents of a batch, "" for none. Raises UsageError for one that is no text: a stream's type is not known."""
     documents = ["" if document is None else document for document in batch["text"]]
     for document in documents:
@@ -86,7 +54,7 @@ def tokenize(
 
     def encode(batch: dict) -> dict:
         # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
-        documents, options = _documents(batch), {}
+        documents, options = documents_of(batch), {}
         if max_length is not None:
             documents = [document for document in documents if document.strip()]
             options = {"truncation": True, "max_length": max_length}
@@ -114,4 +82,13 @@ def check_room(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     if max_length <= special:
         raise UsageError(
             f"--max_seq_length {max_length}: the special tokens alone are {special}; give {special + 1} or more"
+        )
+
+
+def check_mask_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UsageError if the tokenizer cannot hide a token."""
+    if tokenizer.mask_token_id is None:
+        raise UsageError(
+            "--tokenizer_name: the tokenizer has no mask token, with which tokens to be predicted are hidden; name the "
+            "model's own tokenizer"
         )

@@ -140,9 +140,13 @@ class LanguageModelingTrainer(Trainer):
     def _wrap_model(self, model, training=True, dataloader=None):
         if isinstance(model, CombinedDataParallel):
             return model
-        if not training or self.combined is None or self.args.world_size == 1:
+        if not training or self.combined is None or self.args.n_gpu > 1:
             return super()._wrap_model(model, training, dataloader)
-        model = self.accelerator.prepare_model(model, evaluation_mode=True)  # placed and compiled, not wrapped in DDP
+        # Compiled, but neither wrapped in DDP nor placed: Trainer has done that, and accelerate's device of a process
+        # among several, cpu:0, is for torch another one than cpu. Its `.to` would copy the weights out of their buffer.
+        model = self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        if self.args.world_size == 1:
+            return model
         find_unused = self.args.ddp_find_unused_parameters
         return CombinedDataParallel(
             model,
@@ -150,6 +154,13 @@ class LanguageModelingTrainer(Trainer):
             bucket_megabytes=self.args.ddp_bucket_cap_mb or 25,
             find_unused_parameters=find_unused if find_unused is not None else True,
         )
+
+    def _prepare_for_training(self, *arguments, **named):
+        prepared = super()._prepare_for_training(*arguments, **named)
+        assert self.combined is None or self.combined.holds_weights(), (
+            "the model's weights have left their flat buffer"
+        )
+        return prepared
 
     def _unscale_gradients(self) -> None:
         if self.combined is not None:
@@ -181,6 +192,10 @@ class LanguageModelingTrainer(Trainer):
 
     def _float32_weights(self) -> contextlib.AbstractContextManager:
         return self.combined.float32_weights() if self.combined is not None else contextlib.nullcontext()
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None):
+        # Our datasets hold what their collator needs and nothing else, some of which no model knows by name.
+        return data_collator
 
     # ---- loss ----
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -57,9 +57,8 @@ class MaskingLaw:
 
 
 def masking_law(tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False) -> MaskingLaw:
-    """The law for a tokenizer. Raises ValueError if it has no mask token."""
-    if tokenizer.mask_token_id is None:
-        raise ValueError("the tokenizer has no mask token, which masked language modeling needs; name another one")
+    """The law for a tokenizer, which must have a mask token."""
+    assert tokenizer.mask_token_id is not None, "checked by tokenization.check_mask_token"
     is_special = np.zeros(len(tokenizer), dtype=bool)
     # The unknown is a word of the text that the vocabulary lacks: it may be predicted.
     is_special[[index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id]] = True
