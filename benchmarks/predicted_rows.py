@@ -3,7 +3,8 @@
     python -m benchmarks.predicted_rows [--family roberta|xlnet] [--batch 2] [--length 512] [--rounds 6] [--device cpu]
 
 "stock" is transformers' model and loss on all rows; "ours" is the same model with predicted rows only. Both have torch's
-fused AdamW: what combined gradients add is benchmarks.optimizer_phase's to tell. They take turns, each in a process of its own, with equal weights and equal masks.
+fused AdamW: what combined gradients add is benchmarks.optimizer_phase's to tell. They take turns, each
+in a process of its own, with equal weights and equal masks.
 Reported are medians, the ratio, peak memory of the process (resident; on CUDA the allocator's) and the losses of both.
 """
 
@@ -20,7 +21,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM, XLNetConfig, XLNetLM
 
 from benchmarks.turns import take_turns
 from utils import device
-from utils.objectives import masked, rows
+from utils.objectives import masked, permutation, rows
 from utils.packing import Blocks
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -37,8 +38,6 @@ def roberta(full: bool, samples: Blocks) -> tuple:
 
 
 def xlnet(full: bool, samples: Blocks) -> tuple:
-    from utils.objectives import permutation
-
     config = XLNetConfig(vocab_size=32000, n_layer=12, d_model=768, n_head=12, d_inner=3072, dropout=0.0)
     model = XLNetLMHeadModel(config)
     permuted = permutation.PermutedBlocks(samples, mask_id=6, pad_id=5, special_ids=range(9), seed=0, full_head=full)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 import numpy as np
 import torch
+from torch import nn
 
 from utils.objectives import rows
 from utils.objectives.rows import IGNORED
@@ -202,3 +203,20 @@ def collate(samples: list[dict], pad_id: int = 0) -> dict[str, torch.Tensor]:
     if lengths.min() < length:
         arrays["attention_mask"] = (np.arange(length) < lengths[:, None]).astype(np.float32)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def follow_half_weights(model: nn.Module) -> None:
+    """Lets XLNet's layers run in half precision (O2, O3): positions and `target_mapping` take the type of the weights.
+
+    XLNet makes its relative positions in float32, whatever its weights are, and multiplies them with those.
+    """
+
+    def cast(layer: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+        dtype = layer.rel_attn.r.dtype
+        for name in ("r", "target_mapping"):
+            if named.get(name) is not None:
+                named[name] = named[name].to(dtype)
+        return arguments, named
+
+    for layer in model.transformer.layer:
+        layer.register_forward_pre_hook(cast, with_kwargs=True)

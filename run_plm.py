@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Trains XLNet on text: tokens are predicted in a random order, each from those that come before it in that order."""
+
+import functools
+
+from utils import arguments, hub
+from utils.data_arguments import PermutedDataArguments
+from utils.errors import UsageError, run
+
+
+def main() -> None:
+    # What is asked for. Nothing heavy is imported before this is known to make sense.
+    types = (arguments.ModelArguments, PermutedDataArguments, arguments.LanguageModelingArguments)
+    (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
+    arguments.check_run(data_args, args)
+    if data_args.streaming:
+        raise UsageError("--streaming: run_plm.py reads its text before it trains; leave the flag out")
+    notes += hub.use_cache_if_unreachable(
+        [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
+    )
+
+    from transformers import AutoModelForCausalLM, set_seed
+
+    from utils import corpus, log, model, output_folder, packing, tokenization, training
+    from utils.objectives import permutation, rows
+    from utils.trainer import LanguageModelingTrainer
+
+    log.set_up(args, notes)
+
+    # The output folder: new, an unfinished run to go on with, or a finished one.
+    wanted = arguments.snapshot((model_args, data_args, args))
+    claim = output_folder.claim_for_all(args, "run_plm.py", wanted)
+    if claim.verdict == "finished":
+        return
+
+    # Text, tokenizer, sequences.
+    splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
+    text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
+    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args, claim.checkpoint)
+    model.check_objective(config, "run_plm.py")
+    tokenization.check_mask_token(tokenizer)
+    length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
+    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
+    if data_args.line_by_line:
+        tokenization.check_room(length, tokenizer)
+        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args, max_length=length)
+        samples = {split: packing.lines(tokens[split], split, limits[split]) for split in splits}
+    else:
+        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args)
+        samples = {split: packing.pack(tokens[split], length, split, limits[split]) for split in splits}
+
+    # Order and predicted spans: drawn anew in each epoch, for each sample by itself.
+    samples = {
+        split: permutation.PermutedBlocks(
+            samples[split],
+            mask_id=tokenizer.mask_token_id,
+            pad_id=tokenizer.pad_token_id,
+            special_ids=tokenizer.all_special_ids,
+            plm_probability=data_args.plm_probability,
+            max_span_length=data_args.max_span_length,
+            seed=args.seed,
+            full_head=data_args.full_head,
+        )
+        for split in splits
+    }
+    if args.process_index == 0:
+        output_folder.begin(args.output_dir, "run_plm.py", wanted, args.overwrite_output_dir)
+
+    # Model and trainer. `target_mapping` names the predicted rows, so that the query stream and the head have no others.
+    set_seed(args.seed)
+    network = model.load_model(AutoModelForCausalLM, model_args, config)
+    permutation.follow_half_weights(network)
+    trainer = LanguageModelingTrainer(
+        model=network,
+        args=args,
+        train_dataset=samples.get("train"),
+        eval_dataset=samples.get("validation"),
+        processing_class=tokenizer,
+        data_collator=functools.partial(permutation.collate, pad_id=tokenizer.pad_token_id or 0),
+        loss_sum=rows.loss_sum,
+        token_sums=rows.token_sums,
+    )
+
+    # Train, evaluate, report.
+    results = training.train_and_evaluate(trainer, claim.checkpoint)
+    training.publish(trainer, results, model_args, data_args, task="text-generation")
+
+
+if __name__ == "__main__":
+    run(main, arguments.wants_traceback)
