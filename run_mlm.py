@@ -18,7 +18,7 @@ def main() -> None:
     from transformers import AutoModelForMaskedLM, set_seed
 
     from utils import corpus, log, model, output_folder, packing, tokenization, training
-    from utils.objectives import masked, rows
+    from utils.objectives import drawing, masked, rows
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -47,8 +47,7 @@ def main() -> None:
 
     # What is hidden: drawn anew in each epoch, for each sample by itself.
     law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
-    kind = masked.MaskedStream if data_args.streaming else masked.MaskedSamples
-    samples = {split: kind(samples[split], law, args.seed) for split in splits}
+    samples = {split: drawing.draw(samples[split], law, args.seed) for split in splits}
     if args.process_index == 0:
         output_folder.begin(args.output_dir, "run_mlm.py", wanted, args.overwrite_output_dir)
 

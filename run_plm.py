@@ -1,11 +1,9 @@
 #!/usr/bin/env python
 """Trains XLNet on text: tokens are predicted in a random order, each from those that come before it in that order."""
 
-import functools
-
 from utils import arguments, hub
 from utils.data_arguments import PermutedDataArguments
-from utils.errors import UsageError, run
+from utils.errors import run
 
 
 def main() -> None:
@@ -13,8 +11,6 @@ def main() -> None:
     types = (arguments.ModelArguments, PermutedDataArguments, arguments.LanguageModelingArguments)
     (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
     arguments.check_run(data_args, args)
-    if data_args.streaming:
-        raise UsageError("--streaming: run_plm.py reads its text before it trains; leave the flag out")
     notes += hub.use_cache_if_unreachable(
         [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
     )
@@ -22,7 +18,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, set_seed
 
     from utils import corpus, log, model, output_folder, packing, tokenization, training
-    from utils.objectives import permutation, rows
+    from utils.objectives import drawing, permutation, relative_attention, rows
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -50,33 +46,28 @@ def main() -> None:
         samples = {split: packing.pack(tokens[split], length, split, limits[split]) for split in splits}
 
     # Order and predicted spans: drawn anew in each epoch, for each sample by itself.
-    samples = {
-        split: permutation.PermutedBlocks(
-            samples[split],
-            mask_id=tokenizer.mask_token_id,
-            pad_id=tokenizer.pad_token_id,
-            special_ids=tokenizer.all_special_ids,
-            plm_probability=data_args.plm_probability,
-            max_span_length=data_args.max_span_length,
-            seed=args.seed,
-            full_head=data_args.full_head,
-        )
-        for split in splits
-    }
+    law = permutation.permutation_law(
+        tokenizer, data_args.plm_probability, data_args.max_span_length, data_args.full_head
+    )
+    samples = {split: drawing.draw(samples[split], law, args.seed) for split in splits}
     if args.process_index == 0:
         output_folder.begin(args.output_dir, "run_plm.py", wanted, args.overwrite_output_dir)
 
-    # Model and trainer. `target_mapping` names the predicted rows, so that the query stream and the head have no others.
+    # Model and trainer. The query stream and the head have the predicted rows, and no others.
     set_seed(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config)
-    permutation.follow_half_weights(network)
+    relative_attention.follow_half_weights(network)
+    if not data_args.full_head:
+        relative_attention.predict_only_targets(network)
     trainer = LanguageModelingTrainer(
         model=network,
         args=args,
         train_dataset=samples.get("train"),
         eval_dataset=samples.get("validation"),
         processing_class=tokenizer,
-        data_collator=functools.partial(permutation.collate, pad_id=tokenizer.pad_token_id or 0),
+        data_collator=permutation.PermutationCollator(
+            tokenizer.pad_token_id or 0, length if data_args.pad_to_max_length else None, data_args.full_head
+        ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,
     )

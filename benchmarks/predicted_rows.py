@@ -21,27 +21,30 @@ from transformers import RobertaConfig, RobertaForMaskedLM, XLNetConfig, XLNetLM
 
 from benchmarks.turns import take_turns
 from utils import device
-from utils.objectives import masked, permutation, rows
+from utils.objectives import drawing, masked, permutation, relative_attention, rows
 from utils.packing import Blocks
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def roberta(full: bool, samples: Blocks) -> tuple:
-    """(model, function that makes a batch)."""
+    """(model, samples with hidden tokens, their collator)."""
     config = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **NO_DROPOUT)
     model = RobertaForMaskedLM(config)
     law = masked.MaskingLaw(0.15, 50264, 50265, np.arange(50265) < 5)
     if not full:
         masked.predict_only_masked(model)
-    return model, masked.MaskedSamples(samples, law, 0), masked.MaskedCollator(law, 1, full_head=full)
+    return model, drawing.draw(samples, law, 0), masked.MaskedCollator(law, 1, full_head=full)
 
 
 def xlnet(full: bool, samples: Blocks) -> tuple:
+    """As roberta()."""
     config = XLNetConfig(vocab_size=32000, n_layer=12, d_model=768, n_head=12, d_inner=3072, dropout=0.0)
     model = XLNetLMHeadModel(config)
-    permuted = permutation.PermutedBlocks(samples, mask_id=6, pad_id=5, special_ids=range(9), seed=0, full_head=full)
-    return model, permuted, permutation.collate
+    law = permutation.PermutationLaw(1 / 6, 5, 6, np.arange(32000) < 9, full)
+    if not full:
+        relative_attention.predict_only_targets(model)
+    return model, drawing.draw(samples, law, 0), permutation.PermutationCollator(5, full_head=full)
 
 
 def make_side(name: str, family: str, batch: int, length: int, on: str) -> Callable[[], tuple]:

@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from utils.arguments import LanguageModelingArguments
-from utils.objectives import masked, rows
+from utils.objectives import drawing, masked, rows
 from utils.packing import Blocks, Lines
 from utils.trainer import LanguageModelingTrainer
 
@@ -29,7 +29,7 @@ def text(count: int = 16, length: int = 32, seed: int = 0) -> Blocks:
 
 
 def batch(full_head: bool, samples=None, **options) -> dict[str, torch.Tensor]:
-    samples = samples or masked.MaskedSamples(text(4), law(), seed=1)
+    samples = samples or drawing.DrawnSamples(text(4), law(), seed=1)
     return masked.MaskedCollator(law(), PAD, full_head=full_head, **options)([samples[i] for i in range(4)])
 
 
@@ -58,7 +58,7 @@ def test_masked_positions_alone_give_the_same_loss_and_gradients(family):
 def test_the_head_computes_fewer_rows_of_a_fixed_number(family):
     model = families.make(family)
     masked.predict_only_masked(model)
-    samples = masked.MaskedSamples(text(64), law(), seed=1)
+    samples = drawing.DrawnSamples(text(64), law(), seed=1)
     collate = masked.MaskedCollator(law(), PAD)
     shapes = set()
     for start in range(0, 64, 4):
@@ -105,7 +105,7 @@ def test_an_overflowing_batch_has_the_loss_of_the_full_head(monkeypatch):
 def test_the_law_is_transformers():
     """Shares of predicted, hidden, random and kept tokens, within four standard errors of BERT's."""
     ids = text(1, 200_000).ids[0]
-    seen, labels = law().apply(ids, np.random.default_rng(0))
+    seen, labels = law().apply(ids, np.random.default_rng(0)).values()
     words = ids >= SPECIAL
     predicted = labels != -100
     assert not predicted[~words].any()
@@ -124,7 +124,7 @@ def test_the_law_is_transformers():
 def test_whole_words_are_predicted_or_not():
     starts = np.arange(families.VOCABULARY) % 3 == 0
     ids = text(1, 60_000).ids[0]
-    _, labels = law(0.15, starts).apply(ids, np.random.default_rng(0))
+    _, labels = law(0.15, starts).apply(ids, np.random.default_rng(0)).values()
     words = np.cumsum(starts[ids])
     predicted = labels != -100
     for word in np.unique(words)[:2000]:
@@ -148,33 +148,12 @@ def test_words_begin_where_spaces_were(name):
     assert starts[1:].sum() == 4 or (starts.sum() == 5 and starts[0])
 
 
-def test_what_is_hidden_depends_on_seed_epoch_and_sample_alone():
-    def take(seed: int, epoch: int, order, workers: int = 0) -> list:
-        samples = masked.MaskedSamples(text(), law(), seed)
-        samples.set_epoch(epoch)
-        loader = torch.utils.data.DataLoader(samples, sampler=order, batch_size=None, num_workers=workers)
-        return {i: s["labels"].tolist() for i, s in zip(order, loader, strict=True)}
-
-    forward, backward = list(range(16)), list(range(15, -1, -1))
-    assert take(1, 0, forward) == take(1, 0, backward) == take(1, 0, forward, workers=2)
-    assert take(1, 0, forward) != take(1, 1, forward)
-    assert take(1, 0, forward) != take(2, 0, forward)
-
-
-def test_persistent_workers_see_the_epoch_change():
-    samples = masked.MaskedSamples(text(), law(), 1)
-    loader = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=1, persistent_workers=True)
-    first = [s["labels"].tolist() for s in loader]
-    samples.set_epoch(1)
-    assert first != [s["labels"].tolist() for s in loader]
-
-
 # ---- lines ----
 @pytest.mark.parametrize("full_head", [True, False])
 def test_lines_are_padded_and_padding_is_never_predicted(full_head):
     lengths = [5, 12, 9, 3]
     ids = text(1, sum(lengths)).ids[0]
-    samples = masked.MaskedSamples(Lines(ids, np.cumsum(lengths)), law(0.9), seed=1)
+    samples = drawing.DrawnSamples(Lines(ids, np.cumsum(lengths)), law(0.9), seed=1)
     inputs = batch(full_head, samples)
     assert inputs["input_ids"].shape == (4, 16)
     assert inputs["attention_mask"].sum(1).tolist() == lengths
@@ -203,8 +182,8 @@ def train(folder, family: str, full_head: bool, **options) -> LanguageModelingTr
     trainer = LanguageModelingTrainer(
         model=model,
         args=arguments(folder, **options),
-        train_dataset=masked.MaskedSamples(text(96), law(), seed=1),
-        eval_dataset=masked.MaskedSamples(text(10, seed=5), law(), seed=1),
+        train_dataset=drawing.DrawnSamples(text(96), law(), seed=1),
+        eval_dataset=drawing.DrawnSamples(text(10, seed=5), law(), seed=1),
         data_collator=masked.MaskedCollator(law(), PAD, full_head=full_head),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,
@@ -222,7 +201,7 @@ def test_training_equals_transformers_on_the_same_batches(tmp_path, family):
     stock = Trainer(
         model=families.make(family),
         args=arguments(tmp_path / "stock", TrainingArguments),
-        train_dataset=masked.MaskedSamples(text(96), law(), seed=1),
+        train_dataset=drawing.DrawnSamples(text(96), law(), seed=1),
         data_collator=masked.MaskedCollator(law(), PAD, full_head=True),
     )
     stock.train()

@@ -1,73 +1,29 @@
 """utils/objectives/permutation.py: the law of permutation language modeling, and XLNet on predicted rows only."""
 
 import types
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
-from transformers import DataCollatorForPermutationLanguageModeling, XLNetConfig, XLNetLMHeadModel
+from tiny_xlnet import (
+    MASK,
+    PAD,
+    SPECIAL_IDS,
+    VOCABULARY,
+    WORD,
+    assert_same_training,
+    batch,
+    dataset,
+    gradients,
+    law,
+    mean_loss,
+    text,
+    xlnet,
+)
+from transformers import DataCollatorForPermutationLanguageModeling
 
-from utils.objectives import permutation
+from utils.objectives import drawing, permutation, rows
 from utils.packing import Blocks
-
-VOCABULARY = 100
-MASK, PAD, SPECIAL_IDS = 6, 5, (0, 1, 2, 3, 4, 5, 6)  # XLNet's ids; those from 7 on are words
-WORD = 7
-
-
-def xlnet() -> XLNetLMHeadModel:
-    """A tiny XLNet, its mask embedding and biases drawn as well, so that no gradient is trivially zero."""
-    torch.manual_seed(0)
-    model = XLNetLMHeadModel(
-        XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=0.0)
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def text(count: int = 16, length: int = 32, seed: int = 0, special: bool = True) -> Blocks:
-    ids = np.random.default_rng(seed).integers(WORD, VOCABULARY, (count, length))
-    if special:
-        ids[:, -2:] = 4, 3  # <sep> <cls>
-        ids[:, length // 3] = 4
-    return Blocks(ids.astype(np.int32))
-
-
-def dataset(samples=None, seed: int = 1, **options) -> permutation.PermutedBlocks:
-    samples = text() if samples is None else samples
-    return permutation.PermutedBlocks(samples, MASK, PAD, SPECIAL_IDS, seed=seed, **options)
-
-
-def batch(samples: permutation.PermutedBlocks, count: int = 4) -> dict[str, torch.Tensor]:
-    return permutation.collate([samples[index] for index in range(count)], PAD)
-
-
-def mean_loss(model: XLNetLMHeadModel, inputs: dict) -> torch.Tensor:
-    inputs = dict(inputs)
-    labels = inputs.pop("labels")
-    return permutation.row_loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
-
-
-def gradients(model: XLNetLMHeadModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_training(one: dict, other: dict) -> None:
-    """The two batches give the same loss and gradients, to 1e-6."""
-    model = xlnet()
-    losses = [mean_loss(model, inputs) for inputs in (one, other)]
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
-    expected, found = (gradients(model, loss) for loss in losses)
-    assert expected.keys() == found.keys()
-    assert {"transformer.mask_emb", "transformer.word_embedding.weight", "lm_loss.bias"} <= expected.keys()
-    for name in expected:
-        assert torch.allclose(expected[name], found[name], atol=1e-6, rtol=1e-5), name
 
 
 # ---- predicted rows only ----
@@ -86,6 +42,7 @@ def test_rows_that_are_not_needed_change_nothing():
     inputs = batch(dataset())
     more = dict(inputs)
     more["target_mapping"] = torch.cat([inputs["target_mapping"], torch.zeros(4, 24, 32)], dim=1)
+    more["predicted_positions"] = torch.cat([inputs["predicted_positions"], torch.zeros(4, 24).long()], dim=1)
     more["labels"] = torch.cat([inputs["labels"], torch.full((4, 24), -100)], dim=1)
     assert_same_training(inputs, more)
     needed = inputs["labels"] != -100
@@ -108,11 +65,11 @@ def test_token_sums_count_predicted_rows_of_each_sample():
     for full_head in (False, True):
         inputs = batch(dataset(full_head=full_head))
         labels = inputs.pop("labels")
-        logits = xlnet()(**inputs).logits
-        sums.append(permutation.token_sums(logits, labels))
+        logits = xlnet(inputs)(**inputs).logits
+        sums.append(rows.token_sums(logits, labels))
         assert sums[-1].shape == (4, 3) and sums[-1].dtype == torch.float32
         assert sums[-1][:, 1].tolist() == (labels != -100).sum(1).tolist()
-        assert sums[-1][:, 2].sum().item() == pytest.approx(permutation.row_loss_sum(logits, labels).item(), rel=1e-6)
+        assert sums[-1][:, 2].sum().item() == pytest.approx(rows.loss_sum(logits, labels).item(), rel=1e-6)
         correct = (logits.argmax(-1) == labels).sum(1)
         assert sums[-1][:, 0].tolist() == correct.tolist()
     assert torch.allclose(*sums, atol=1e-5)
@@ -137,15 +94,9 @@ def test_types_of_a_batch():
         "input_ids": torch.int64,
         "perm_mask": torch.float32,
         "target_mapping": torch.float32,
+        "predicted_positions": torch.int64,
         "labels": torch.int64,
     }
-
-
-def test_samples_whose_positions_were_dropped_are_refused():
-    sample = dataset()[0]
-    del sample["positions"]
-    with pytest.raises(ValueError, match="remove_unused_columns"):
-        permutation.collate([sample])
 
 
 # ---- samples of unequal length ----
@@ -157,15 +108,15 @@ def test_padding_of_shorter_samples_changes_nothing(full_head):
     assert together["attention_mask"].sum(1).tolist() == [32, 11, 24, 7]
     assert together["attention_mask"].dtype == torch.float32
     assert (together["input_ids"][1, 11:] == PAD).all() and (together["input_ids"][1, :11] != PAD).all()
-    model = xlnet()
+    model = xlnet(together)
     labels = together["labels"]
     logits = model(**{name: tensor for name, tensor in together.items() if name != "labels"}).logits
-    sums = permutation.token_sums(logits, labels)
+    sums = rows.token_sums(logits, labels)
     for index in range(4):
-        alone = permutation.collate([data[index]], PAD)
+        alone = permutation.PermutationCollator(PAD, full_head=full_head)([data[index]])
         assert "attention_mask" not in alone
         targets = alone.pop("labels")
-        expected = permutation.token_sums(model(**alone).logits, targets)[0]
+        expected = rows.token_sums(model(**alone).logits, targets)[0]
         assert torch.allclose(sums[index], expected, atol=1e-4), index
     assert_same_training(
         together, {**together, "input_ids": together["input_ids"].masked_fill(together["attention_mask"] == 0, 50)}
@@ -210,7 +161,7 @@ def test_transformers_collator_fed_with_our_draws_makes_our_batch(monkeypatch, l
         monkeypatch.setattr(torch, "randperm", lambda count, half=half: torch.from_numpy(half))
         ids = torch.from_numpy(samples[index]["input_ids"].astype(np.int64))
         stock = stock_collator(**options)([{"input_ids": ids}])
-        ours = permutation.collate([dataset(samples, full_head=True, **options)[index]])
+        ours = permutation.PermutationCollator(full_head=True)([dataset(samples, full_head=True, **options)[index]])
         assert ours.keys() == stock.keys()
         for name in stock:
             assert torch.equal(ours[name], stock[name]), name
@@ -274,11 +225,12 @@ def test_no_row_depends_on_its_own_token_or_on_later_ones(length):
     samples = text(3, length, special=False)
     data = dataset(samples)
     inputs = batch(data, 3)
-    model = xlnet()
+    model = xlnet(inputs)
     ids = torch.from_numpy(samples.ids.astype(np.int64))
     embeddings = model.get_input_embeddings()(ids).detach().requires_grad_()
     logits = model(
-        inputs_embeds=embeddings, perm_mask=inputs["perm_mask"], target_mapping=inputs["target_mapping"]
+        inputs_embeds=embeddings,
+        **{name: inputs[name] for name in ("perm_mask", "target_mapping", "predicted_positions")},
     ).logits
     for index in range(3):
         draw = np.random.default_rng((1, 0, index))
@@ -307,52 +259,14 @@ def test_what_the_model_sees_does_not_depend_on_what_it_predicts():
     assert (before["labels"] != after["labels"])[: len(positions)].all()
 
 
-@pytest.mark.parametrize("pad_id", [PAD, None])
-def test_special_and_padding_tokens_are_never_predicted(pad_id):
+def test_special_and_padding_tokens_are_never_predicted():
     ids = text(300, 40).ids
     ids[:, 20:24] = PAD
-    special_ids = {4, 3} if pad_id is not None else {4, 3, PAD}  # padding need not be among the special ones
-    data = permutation.PermutedBlocks(Blocks(ids), MASK, pad_id, special_ids, seed=0)
+    data = drawing.DrawnSamples(Blocks(ids), law(special=(4, 3, PAD)), 0)
     labels = np.concatenate([data[index]["labels"] for index in range(300)])
     assert (labels[labels != -100] >= WORD).all()
     predicted = np.stack([data[index]["input_ids"] for index in range(300)]) == MASK
     assert np.array_equal(predicted.any(axis=0), (ids >= WORD).all(axis=0))
-
-
-# ---- the same draw, wherever it is made ----
-def test_a_draw_depends_on_seed_epoch_and_index_alone():
-    data, again = dataset(), dataset()
-    forward = [data[index] for index in range(16)]
-    backward = [again[index] for index in reversed(range(16))][::-1]
-    for one, other in zip(forward, backward, strict=True):
-        assert all(np.array_equal(one[name], other[name]) for name in one)
-    assert len({sample["perm_mask"].tobytes() for sample in forward}) == 16
-    data.set_epoch(1)
-    other_seed = dataset(seed=2)
-    for index in range(16):
-        assert not np.array_equal(data[index]["perm_mask"], forward[index]["perm_mask"])
-        assert not np.array_equal(other_seed[index]["perm_mask"], forward[index]["perm_mask"])
-    data.set_epoch(0)
-    assert np.array_equal(data[3]["perm_mask"], forward[3]["perm_mask"])
-
-
-def test_workers_draw_the_same_and_persistent_ones_see_the_epoch():
-    options = {"batch_size": 4, "collate_fn": partial(permutation.collate, pad_id=PAD)}
-    here = dataset()
-    there = dataset()
-    alone = DataLoader(here, **options)
-    workers = DataLoader(there, num_workers=2, persistent_workers=True, **options)
-    epochs = []
-    for epoch in (0, 1, 0):
-        here.set_epoch(epoch)
-        there.set_epoch(epoch)
-        batches = list(workers)
-        for expected, found in zip(alone, batches, strict=True):
-            assert expected.keys() == found.keys()
-            assert all(torch.equal(expected[name], found[name]) for name in expected)
-        epochs.append(batches[0]["perm_mask"])
-    assert not torch.equal(epochs[0], epochs[1])
-    assert torch.equal(epochs[0], epochs[2])
 
 
 # ---- a fixed number of rows ----
@@ -403,15 +317,3 @@ def test_no_target_is_lost_beyond_the_capacity(monkeypatch, count):
         expected, found = full["labels"][index], sparse["labels"][index]
         assert torch.equal(found[found != -100], expected[expected != -100])
     assert_same_training(sparse, full)
-
-
-# ---- what cannot be drawn ----
-@pytest.mark.parametrize("options", [{"plm_probability": 0.0}, {"plm_probability": 1.5}, {"max_span_length": 0}])
-def test_impossible_laws_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        dataset(**options)
-
-
-def test_a_tokenizer_without_a_mask_is_refused():
-    with pytest.raises(ValueError, match="mask token"):
-        permutation.PermutedBlocks(text(), None, PAD, SPECIAL_IDS, seed=0)

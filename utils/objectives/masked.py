@@ -5,7 +5,6 @@ from step to step, and a batch that has more goes on in further chunks of fixed 
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +40,8 @@ class MaskingLaw:
     is_special: np.ndarray  # bool, by token id
     starts_word: np.ndarray | None = None  # bool, by token id; None: tokens are drawn one by one
 
-    def apply(self, ids: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(what the model sees, labels with -100 where nothing is predicted): int64, of the shape (length,) of `ids`."""
+    def apply(self, ids: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        """`input_ids`, what the model sees, and `labels`, -100 where nothing is predicted: int64, shape (length,)."""
         if self.starts_word is None:
             predicted = draw.random(len(ids)) < self.probability
         else:
@@ -53,7 +52,8 @@ class MaskingLaw:
         random_ids = draw.integers(0, self.vocabulary, len(ids))
         seen = np.where(predicted & (fate < 0.8), self.mask_id, ids)
         seen = np.where(predicted & (fate >= 0.8) & (fate < 0.9), random_ids, seen)
-        return seen.astype(np.int64), np.where(predicted, ids, IGNORED).astype(np.int64)
+        labels = np.where(predicted, ids, IGNORED)
+        return {"input_ids": seen.astype(np.int64), "labels": labels.astype(np.int64)}
 
 
 def masking_law(tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False) -> MaskingLaw:
@@ -80,51 +80,6 @@ def word_starts(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         starts = np.array([token.startswith(marks) for token in tokens])
     starts[tokenizer.all_special_ids] = True
     return starts
-
-
-class MaskedSamples(torch.utils.data.Dataset):
-    """Samples with tokens hidden: item i has `input_ids` and `labels`, int64 of shape (length,).
-
-    What is hidden depends on (seed, epoch, i) alone: not on workers, ranks, or where a run resumed.
-    """
-
-    def __init__(self, samples, law: MaskingLaw, seed: int):
-        self.samples = samples
-        self.law = law
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        draw = np.random.default_rng((self.seed, int(self.epoch), index))
-        input_ids, labels = self.law.apply(self.samples[index]["input_ids"], draw)
-        return {"input_ids": input_ids, "labels": labels}
-
-
-class MaskedStream(torch.utils.data.IterableDataset):
-    """As MaskedSamples, for a stream: what is hidden depends on (seed, epoch, worker, place in the stream)."""
-
-    def __init__(self, samples, law: MaskingLaw, seed: int):
-        self.samples = samples
-        self.law = law
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.samples.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        worker = torch.utils.data.get_worker_info()
-        for index, sample in enumerate(self.samples):
-            draw = np.random.default_rng((self.seed, self.epoch, worker.id if worker else 0, index))
-            input_ids, labels = self.law.apply(sample["input_ids"], draw)
-            yield {"input_ids": input_ids, "labels": labels}
 
 
 @dataclass(frozen=True)

@@ -5,75 +5,33 @@ Unlike it, the model is asked for the predicted positions only: its query stream
 so that shapes do not change from step to step.
 """
 
-from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from utils.objectives import rows
 from utils.objectives.rows import IGNORED
 
 ROW_MULTIPLE = 8  # what matrix units of accelerators like
 
-# Each predicted row has a label of its own: nothing is shifted. (logits (batch, rows, vocabulary), labels (batch, rows))
-row_loss_sum = rows.loss_sum
-token_sums = rows.token_sums
 
+@dataclass(frozen=True)
+class PermutationLaw:
+    """Which tokens are predicted, and in which order; see draw_predicted, draw_order and visibility.
 
-class PermutedBlocks(torch.utils.data.Dataset):
-    """Samples with tokens to predict and a factorization order.
-
-    What is drawn depends on (seed, epoch, index) and the sample's length alone: not on workers, ranks, or where a run
-    resumed.
-
-    samples: item i is {"input_ids": array of int, shape (length,)}.
-    mask_id, pad_id, special_ids: of the tokenizer. Special and padding tokens are never predicted; a tokenizer without
-        a padding token has pad_id None.
-    plm_probability, max_span_length: see draw_predicted.
-    full_head: ask the model for all positions, as transformers does, not for the predicted ones only.
-
-    Raises ValueError for a law that cannot be drawn, and without a mask token.
+    is_functional: bool, by token id: special and padding tokens, which are never predicted. full_head: ask the model for
+    all positions, as transformers does, not for the predicted ones only.
     """
 
-    def __init__(
-        self,
-        samples,
-        mask_id: int,
-        pad_id: int | None,
-        special_ids: Collection[int],
-        plm_probability: float = 1 / 6,
-        max_span_length: int = 5,
-        *,
-        seed: int,
-        full_head: bool = False,
-    ):
-        if mask_id is None:
-            raise ValueError(
-                "the tokenizer has no mask token, which permutation language modeling needs; name another one"
-            )
-        if not 0 < plm_probability <= 1:
-            raise ValueError(f"plm_probability {plm_probability}: give a number above 0, at most 1")
-        if max_span_length < 1:
-            raise ValueError(f"max_span_length {max_span_length}: give 1 or more")
-        self.samples = samples
-        self.mask_id = mask_id
-        functional = set(special_ids) | ({pad_id} if pad_id is not None else set())
-        self.functional_ids = np.array(sorted(functional), dtype=np.int64)
-        self.plm_probability = plm_probability
-        self.max_span_length = max_span_length
-        self.seed = seed
-        self.full_head = full_head
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+    plm_probability: float
+    max_span_length: int
+    mask_id: int
+    is_functional: np.ndarray
+    full_head: bool = False
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch.fill_(epoch)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """One sample of L tokens, for `collate`:
+    def apply(self, ids: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        """A sample of L tokens, for PermutationCollator:
 
         input_ids: int64 (L,), the mask in place of each predicted token.
         perm_mask: bool (L, L), True where i must not see j.
@@ -83,11 +41,10 @@ class PermutedBlocks(torch.utils.data.Dataset):
         rows is capacity(L, ...), or the next multiple of 8 that holds all. With full_head it is L, positions are 0 to
         L - 1, and the labels of those that are not predicted are -100.
         """
-        ids = np.asarray(self.samples[index]["input_ids"], dtype=np.int64)
-        draw = np.random.default_rng((self.seed, int(self.epoch), index))
+        ids = np.asarray(ids, dtype=np.int64)
         predicted = draw_predicted(len(ids), self.plm_probability, self.max_span_length, draw)
         order = draw_order(len(ids), draw)
-        functional = np.isin(ids, self.functional_ids)
+        functional = self.is_functional[ids]
         predicted &= ~functional
         if self.full_head:
             positions, labels = np.arange(len(ids)), np.where(predicted, ids, IGNORED)
@@ -103,6 +60,16 @@ class PermutedBlocks(torch.utils.data.Dataset):
             "positions": positions,
             "labels": labels,
         }
+
+
+def permutation_law(
+    tokenizer: PreTrainedTokenizerBase, plm_probability: float, max_span_length: int, full_head: bool = False
+) -> PermutationLaw:
+    """The law for a tokenizer, which must have a mask token."""
+    assert tokenizer.mask_token_id is not None, "checked by tokenization.check_mask_token"
+    is_functional = np.zeros(len(tokenizer), dtype=bool)
+    is_functional[tokenizer.all_special_ids] = True
+    return PermutationLaw(plm_probability, max_span_length, tokenizer.mask_token_id, is_functional, full_head)
 
 
 def draw_predicted(length: int, plm_probability: float, max_span_length: int, draw: np.random.Generator) -> np.ndarray:
@@ -160,63 +127,57 @@ def _round_up(count: int) -> int:
     return -(-count // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def collate(samples: list[dict], pad_id: int = 0) -> dict[str, torch.Tensor]:
-    """Batches samples of PermutedBlocks: B samples of L tokens with R rows to predict.
+@dataclass(frozen=True)
+class PermutationCollator:
+    """Batches samples of a PermutationLaw.
 
-    input_ids: int64 (B, L).
-    perm_mask: float32 (B, L, L), 1 where i must not see j.
-    target_mapping: float32 (B, R, L), a one for the position of each row; rows that are not needed are zero. With
-        full_head the identity, and R = L.
-    labels: int64 (B, R), -100 where there is nothing to predict.
-    attention_mask: float32 (B, L), only if lengths differ: shorter samples are filled up on the right with pad_id, which
-        no position sees and nothing is predicted from.
-
-    R is the most of the samples', so it is a fixed number unless one has more to predict than its capacity.
-    Raises ValueError if samples lack their positions.
-    """
-    if any("positions" not in sample for sample in samples):
-        # Trainer drops what the model's forward does not know by name.
-        raise ValueError("samples without positions: set remove_unused_columns=False in the training arguments")
-    batch = len(samples)
-    lengths = np.array([len(sample["input_ids"]) for sample in samples])
-    length = int(lengths.max())
-    count = max(len(sample["positions"]) for sample in samples)
-    input_ids = np.full((batch, length), pad_id, dtype=np.int64)
-    perm_mask = np.zeros((batch, length, length), dtype=np.float32)
-    positions = np.zeros((batch, count), dtype=np.int64)
-    labels = np.full((batch, count), IGNORED, dtype=np.int64)
-    for row, sample in enumerate(samples):
-        size, targets = len(sample["input_ids"]), len(sample["positions"])
-        input_ids[row, :size] = sample["input_ids"]
-        perm_mask[row, :size, :size] = sample["perm_mask"]
-        positions[row, :targets] = sample["positions"]
-        labels[row, :targets] = sample["labels"]
-    # A full head names all positions in turn; samples that do not have one look so only if all their tokens are
-    # predicted, and then it comes to the same.
-    if all(np.array_equal(sample["positions"], np.arange(len(sample["input_ids"]))) for sample in samples):
-        target_mapping = np.tile(np.eye(length, dtype=np.float32), (batch, 1, 1))
-    else:
-        target_mapping = np.zeros((batch, count, length), dtype=np.float32)
-        # A one in an unneeded row would add its query to that of position 0.
-        np.put_along_axis(target_mapping, positions[..., None], (labels != IGNORED)[..., None], axis=2)
-    arrays = {"input_ids": input_ids, "perm_mask": perm_mask, "target_mapping": target_mapping, "labels": labels}
-    if lengths.min() < length:
-        arrays["attention_mask"] = (np.arange(length) < lengths[:, None]).astype(np.float32)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def follow_half_weights(model: nn.Module) -> None:
-    """Lets XLNet's layers run in half precision (O2, O3): positions and `target_mapping` take the type of the weights.
-
-    XLNet makes its relative positions in float32, whatever its weights are, and multiplies them with those.
+    pad_id, pad_to: how shorter samples are filled up on the right, to `pad_to` tokens or to the longest of the batch,
+    rounded up to a multiple of 8; no position sees that, and nothing is predicted from it.
     """
 
-    def cast(layer: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
-        dtype = layer.rel_attn.r.dtype
-        for name in ("r", "target_mapping"):
-            if named.get(name) is not None:
-                named[name] = named[name].to(dtype)
-        return arguments, named
+    pad_id: int = 0
+    pad_to: int | None = None
+    full_head: bool = False
 
-    for layer in model.transformer.layer:
-        layer.register_forward_pre_hook(cast, with_kwargs=True)
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
+        """Of B samples of L tokens with R rows to predict:
+
+        input_ids: int64 (B, L).
+        perm_mask: float32 (B, L, L), 1 where i must not see j.
+        target_mapping: float32 (B, R, L), a one for the position of each row; rows that are not needed are zero. With
+            full_head the identity, and R = L.
+        predicted_positions: int64 (B, R), without full_head: the position of each row, 0 for those not needed.
+        labels: int64 (B, R), -100 where there is nothing to predict.
+        attention_mask: float32 (B, L), only with padding.
+
+        R is the most of the samples', so it is a fixed number unless one has more to predict than its capacity.
+        """
+        batch = len(samples)
+        lengths = np.array([len(sample["input_ids"]) for sample in samples])
+        length = int(lengths.max())
+        is_padded = self.pad_to is not None or lengths.min() < length
+        if is_padded:
+            length = self.pad_to or _round_up(length)
+        count = length if self.full_head else max(len(sample["positions"]) for sample in samples)
+        input_ids = np.full((batch, length), self.pad_id, dtype=np.int64)
+        perm_mask = np.zeros((batch, length, length), dtype=np.float32)
+        positions = np.zeros((batch, count), dtype=np.int64)
+        labels = np.full((batch, count), IGNORED, dtype=np.int64)
+        for row, sample in enumerate(samples):
+            size, targets = len(sample["input_ids"]), len(sample["positions"])
+            input_ids[row, :size] = sample["input_ids"]
+            perm_mask[row, :size, :size] = sample["perm_mask"]
+            positions[row, :targets] = sample["positions"]
+            labels[row, :targets] = sample["labels"]
+        if self.full_head:
+            target_mapping = np.tile(np.eye(length, dtype=np.float32), (batch, 1, 1))
+        else:
+            target_mapping = np.zeros((batch, count, length), dtype=np.float32)
+            # A one in an unneeded row would add its query to that of position 0.
+            np.put_along_axis(target_mapping, positions[..., None], (labels != IGNORED)[..., None], axis=2)
+        arrays = {"input_ids": input_ids, "perm_mask": perm_mask, "target_mapping": target_mapping, "labels": labels}
+        if not self.full_head:
+            arrays["predicted_positions"] = positions
+        if is_padded:
+            arrays["attention_mask"] = (np.arange(length) < lengths[:, None]).astype(np.float32)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
