@@ -3,7 +3,8 @@
     python -m benchmarks.predicted_rows [--family roberta|xlnet] [--batch 2] [--length 512] [--rounds 6] [--device cpu]
 
 "stock" is transformers' model and loss on all rows; "ours" is the same model with predicted rows only. Both have torch's
-fused AdamW: what combined gradients add is benchmarks.optimizer_phase's to tell. They take turns, each
+fused AdamW: what combined gradients add is benchmarks.optimizer_phase's to tell. With --bf16 each side has all of its own
+recipe: stock autocasts, as transformers' --bf16 does, and ours trains at O2 with combined gradients. They take turns, each
 in a process of its own, with equal weights and equal masks.
 Reported are medians, the ratio, peak memory of the process (resident; on CUDA the allocator's) and the losses of both.
 """
@@ -21,6 +22,8 @@ from transformers import RobertaConfig, RobertaForMaskedLM, XLNetConfig, XLNetLM
 
 from benchmarks.turns import take_turns
 from utils import device
+from utils.amp import autocast, cast_model, choose_precision
+from utils.combine_grad import CombinedOptimizer
 from utils.objectives import drawing, masked, permutation, relative_attention, rows
 from utils.packing import Blocks
 
@@ -44,10 +47,11 @@ def xlnet(full: bool, samples: Blocks) -> tuple:
     law = permutation.PermutationLaw(1 / 6, 5, 6, np.arange(32000) < 9, full)
     if not full:
         relative_attention.predict_only_targets(model)
+    relative_attention.follow_half_weights(model)
     return model, drawing.draw(samples, law, 0), permutation.PermutationCollator(5, full_head=full)
 
 
-def make_side(name: str, family: str, batch: int, length: int, on: str) -> Callable[[], tuple]:
+def make_side(name: str, family: str, batch: int, length: int, on: str, bf16: bool) -> Callable[[], tuple]:
     """A function that takes one step and returns (training seconds, evaluation seconds, loss, peak bytes)."""
     torch.manual_seed(0)
     full = name == "stock"
@@ -56,13 +60,20 @@ def make_side(name: str, family: str, batch: int, length: int, on: str) -> Calla
     model = model.to(on).train()
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    precision = choose_precision(fp16=False, bf16=bf16, level=("O1" if full else "O2") if bf16 else "O0")
+    combined = None
+    if precision.casts_model:
+        masters = cast_model(model, precision)
+        folds = device.fused_adamw_obeys_grad_scale(torch.device(on))
+        optimizer = combined = CombinedOptimizer(optimizer, masters, fold_clip=folds)
     taken = 0
 
     def loss_of(inputs: dict) -> torch.Tensor:
-        if full:
-            return model(**inputs).loss
-        labels = inputs.pop("labels")
-        return rows.loss_sum(model(**inputs).logits, labels) / (labels != rows.IGNORED).sum()
+        with autocast(precision, torch.device(on).type):
+            if full:
+                return model(**inputs).loss
+            labels = inputs.pop("labels")
+            return rows.loss_sum(model(**inputs).logits, labels) / (labels != rows.IGNORED).sum()
 
     def step() -> tuple:
         nonlocal taken
@@ -78,7 +89,10 @@ def make_side(name: str, family: str, batch: int, length: int, on: str) -> Calla
         start = time.perf_counter()
         loss = loss_of(inputs)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if combined is not None:
+            combined.clip_grad_norm_(1.0)
+        else:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         model.zero_grad()
         value = loss.item()
@@ -101,16 +115,19 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--device", default=device.accelerator() or "cpu")
+    parser.add_argument("--bf16", action="store_true", help="both sides in bfloat16, each in its own way")
     parser.add_argument("--output", help="write the result here, as JSON")
     options = parser.parse_args()
     batch = options.batch or {"roberta": 2, "xlnet": 1}[options.family]
-    sides = {name: (name, options.family, batch, options.length, options.device) for name in ("ours", "stock")}
+    sides = {
+        name: (name, options.family, batch, options.length, options.device, options.bf16) for name in ("ours", "stock")
+    }
     measured = take_turns(make_side, sides, options.rounds, warm_up=1)
     medians = {
         name: [statistics.median(values) for values in list(zip(*outcomes, strict=True))[:2]]
         for name, outcomes in measured.items()
     }
-    print(f"{options.family} {batch}x{options.length} on {options.device}")
+    print(f"{options.family} {batch}x{options.length} on {options.device}{' in bfloat16' * options.bf16}")
     print(f"{'':8}{'training':>12}{'ratio':>8}{'evaluation':>14}{'ratio':>8}{'peak memory':>14}{'last loss':>12}")
     result = {}
     for name, (training, evaluation) in medians.items():

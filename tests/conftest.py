@@ -21,3 +21,16 @@ def corpus(tmp_path_factory) -> Path:
     sample_corpus.write(folder / "train.txt", documents=150, seed=1)
     sample_corpus.write(folder / "validation.txt", documents=30, seed=2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_without_mask(corpus, tmp_path_factory) -> Path:
+    """The folder of a GPT-2 tokenizer."""
+    from datasets import Dataset
+
+    from utils import tokenizer_training
+
+    folder = tmp_path_factory.mktemp("gpt2_tokenizer")
+    text = Dataset.from_dict({"text": (corpus / "train.txt").read_text().splitlines()})
+    tokenizer_training.train(text, "gpt2", 600).save_pretrained(folder)
+    return folder

@@ -1,4 +1,4 @@
-"""Tiny models of the masked families, with new weights and no dropout."""
+"""Tiny models of the masked families, with new weights."""
 
 import torch
 from transformers import (
@@ -14,25 +14,34 @@ from transformers import (
 
 VOCABULARY = 120
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def bert():
-    return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **SIZES, **NO_DROPOUT))
+def both(dropout: float) -> dict:
+    return {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
 
 
-def roberta():
-    return RobertaForMaskedLM(RobertaConfig(vocab_size=VOCABULARY, **SIZES, **NO_DROPOUT))
+def bert(dropout: float):
+    return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **SIZES, **both(dropout)))
 
 
-def albert():
-    return AlbertForMaskedLM(AlbertConfig(vocab_size=VOCABULARY, embedding_size=16, **SIZES, **NO_DROPOUT))
+def roberta(dropout: float):
+    return RobertaForMaskedLM(RobertaConfig(vocab_size=VOCABULARY, **SIZES, **both(dropout)))
 
 
-def distilbert():
+def albert(dropout: float):
+    return AlbertForMaskedLM(AlbertConfig(vocab_size=VOCABULARY, embedding_size=16, **SIZES, **both(dropout)))
+
+
+def distilbert(dropout: float):
     return DistilBertForMaskedLM(
         DistilBertConfig(
-            vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=2, hidden_dim=64, dropout=0.0, attention_dropout=0.0
+            vocab_size=VOCABULARY,
+            dim=32,
+            n_layers=2,
+            n_heads=2,
+            hidden_dim=64,
+            dropout=dropout,
+            attention_dropout=dropout,
         )
     )
 
@@ -40,6 +49,6 @@ def distilbert():
 MASKED = {"bert": bert, "roberta": roberta, "albert": albert, "distilbert": distilbert}
 
 
-def make(name: str, seed: int = 0) -> torch.nn.Module:
+def make(name: str, seed: int = 0, dropout: float = 0.0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return MASKED[name]()
+    return MASKED[name](dropout)

@@ -175,8 +175,8 @@ def arguments(folder, kind=LanguageModelingArguments, **options):
     return kind(**{**defaults, **fixed, **options})
 
 
-def train(folder, family: str, full_head: bool, **options) -> LanguageModelingTrainer:
-    model = families.make(family)
+def train(folder, family: str, full_head: bool, dropout: float = 0.0, **options) -> LanguageModelingTrainer:
+    model = families.make(family, dropout=dropout)
     if not full_head:
         masked.predict_only_masked(model)
     trainer = LanguageModelingTrainer(
@@ -196,18 +196,20 @@ def logged(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.parametrize(("full_head", "dropout"), [(True, 0.1), (False, 0.0)])
 @pytest.mark.parametrize("family", families.MASKED)
-def test_training_equals_transformers_on_the_same_batches(tmp_path, family):
+def test_training_equals_transformers_on_the_same_batches(tmp_path, family, full_head, dropout):
+    """Over 20 steps to 1e-4. With fewer rows dropout in the head draws other numbers, so there it is off."""
     stock = Trainer(
-        model=families.make(family),
+        model=families.make(family, dropout=dropout),
         args=arguments(tmp_path / "stock", TrainingArguments),
         train_dataset=drawing.DrawnSamples(text(96), law(), seed=1),
         data_collator=masked.MaskedCollator(law(), PAD, full_head=True),
     )
     stock.train()
-    for full_head in (True, False):
-        ours = train(tmp_path / str(full_head), family, full_head)
-        assert logged(ours) == pytest.approx(logged(stock), rel=1e-4)
+    ours = train(tmp_path / "ours", family, full_head, dropout)
+    assert len(logged(ours)) == 20
+    assert logged(ours) == pytest.approx(logged(stock), rel=1e-4)
 
 
 @pytest.mark.parametrize("family", families.MASKED)

@@ -1,9 +1,8 @@
-"""run_mlm.py as a user runs it, in subprocesses: every family from scratch, with its own kind of tokenizer."""
+"""run_mlm.py as a user runs it, in subprocesses. tests/test_families.py trains each family for longer."""
 
 import json
 import math
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -41,32 +40,18 @@ def tokenizer(corpus, tmp_path_factory) -> Path:
     return folder
 
 
-def unigram_entropy(folder: Path, corpus: Path) -> float:
-    """Nats a token of the validation text under its own tokens' frequencies: what a model reaches without context."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    lines = (corpus / "validation.txt").read_text().splitlines()
-    counts = Counter(
-        token for ids in tokenizer(lines, add_special_tokens=False, verbose=False)["input_ids"] for token in ids
-    )
-    total = counts.total()
-    return -sum(count / total * math.log(count / total) for count in counts.values())
-
-
 @pytest.mark.parametrize("family", OVERRIDES)
-def test_a_family_trains_from_scratch_evaluates_and_goes_on(corpus, files, tmp_path, family):
+def test_a_saved_model_evaluates_as_before(files, tmp_path, family):
     command = [*from_scratch(family), *files, *SHORT, "--do_train", "--do_eval", "--use_combine_grad"]
-    run_script("run_mlm.py", *command, "--max_steps", 120, "--warmup_steps", 12, "--output_dir", tmp_path / "a")
+    run_script("run_mlm.py", *command, "--max_steps", 20, "--output_dir", tmp_path / "a")
     found = results(tmp_path / "a")
     assert losses(tmp_path / "a")[-1] < losses(tmp_path / "a")[0]
-    assert found["eval_loss"] < unigram_entropy(tmp_path / "a", corpus) + 0.3
     assert 0 < found["eval_accuracy"] < 1 and found["perplexity"] == pytest.approx(math.exp(found["eval_loss"]))
     run_script(
         "run_mlm.py", "--model_name_or_path", tmp_path / "a", *files, "--max_seq_length", 64,
         "--do_eval", "--output_dir", tmp_path / "b",
     )  # fmt: skip
-    assert results(tmp_path / "b")["eval_loss"] == pytest.approx(found["eval_loss"], abs=1e-5)
+    assert results(tmp_path / "b")["eval_loss"] == pytest.approx(found["eval_loss"], abs=1e-6)
 
 
 def test_an_unfinished_run_resumes_with_the_tokenizer_it_trained(files, tmp_path):
@@ -83,18 +68,13 @@ def test_an_unfinished_run_resumes_with_the_tokenizer_it_trained(files, tmp_path
     assert losses(tmp_path) == whole
 
 
-NO_DROPOUT = OVERRIDES["bert"] + ",hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0"
+def fixed_bert(tokenizer: Path) -> list:
+    overrides = OVERRIDES["bert"] + ",hidden_dropout_prob=0.0,attention_probs_dropout_prob=0.0,vocab_size=600"
+    return ["--model_type", "bert", "--config_overrides", overrides, "--tokenizer_name", tokenizer]
 
 
 def test_the_full_head_has_the_same_losses(files, tokenizer, tmp_path):
-    command = [
-        "--model_type",
-        "bert",
-        "--config_overrides",
-        NO_DROPOUT + ",vocab_size=600",
-        "--tokenizer_name",
-        tokenizer,
-    ]
+    command = fixed_bert(tokenizer)
     command += [*files, *SHORT, "--logging_steps", 1, "--max_steps", 10, "--do_train", "--do_eval"]
     run_script("run_mlm.py", *command, "--output_dir", tmp_path / "rows")
     run_script("run_mlm.py", *command, "--full_head", "--output_dir", tmp_path / "full")
@@ -103,14 +83,7 @@ def test_the_full_head_has_the_same_losses(files, tokenizer, tmp_path):
 
 
 def test_two_processes_see_the_masks_of_one(files, tokenizer, tmp_path):
-    command = [
-        "--model_type",
-        "bert",
-        "--config_overrides",
-        NO_DROPOUT + ",vocab_size=600",
-        "--tokenizer_name",
-        tokenizer,
-    ]
+    command = fixed_bert(tokenizer)
     command += [*files, "--max_seq_length", 64, "--learning_rate", 3e-3, "--logging_steps", 1, "--max_steps", 8]
     command += ["--do_train", "--do_eval", "--use_combine_grad"]
     run_distributed("run_mlm.py", *command, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "two")
@@ -141,6 +114,7 @@ def test_a_stream_trains(corpus, tmp_path):
     [
         (["--model_type", "gpt2"], "gpt2: a model of this kind is trained by run_clm.py, not by run_mlm.py"),
         (["--model_type", "xlnet", "--config_overrides", "d_model=32,n_head=2,n_layer=1"], "trained by run_plm.py"),
+        (["--model_type", "bert", "--tokenizer_name", "{gpt2}"], "--tokenizer_name: the tokenizer has no mask token"),
         (
             ["--model_type", "bert", "--mlm_probability", "1.5"],
             "--mlm_probability 1.5: give a number above 0 and below 1",
@@ -152,7 +126,8 @@ def test_a_stream_trains(corpus, tmp_path):
         (["--model_type", "roberta", "--max_seq_length", "513"], "--max_seq_length 513: the model has 510 positions"),
     ],
 )
-def test_bad_input_is_one_line(corpus, tmp_path, flags, words):
+def test_bad_input_is_one_line(corpus, tokenizer_without_mask, tmp_path, flags, words):
+    flags = [str(flag).replace("{gpt2}", str(tokenizer_without_mask)) for flag in flags]
     done = run_script(
         "run_mlm.py", *flags, "--vocab_size", 600, "--train_file", corpus / "train.txt", "--do_train",
         "--output_dir", tmp_path, expect=2,

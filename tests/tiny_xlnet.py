@@ -13,14 +13,14 @@ MASK, PAD, SPECIAL_IDS = 6, 5, (0, 1, 2, 3, 4, 5, 6)  # XLNet's ids; those from 
 WORD = 7
 
 
-def xlnet(inputs: dict | None = None) -> XLNetLMHeadModel:
+def xlnet(inputs: dict | None = None, dropout: float = 0.0) -> XLNetLMHeadModel:
     """A tiny XLNet, its mask embedding and biases drawn as well, so that no gradient is trivially zero.
 
     It predicts only what `inputs` name as predicted, if they do.
     """
     torch.manual_seed(0)
     model = XLNetLMHeadModel(
-        XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=0.0)
+        XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=2, d_inner=64, dropout=dropout)
     )
     with torch.no_grad():
         for parameter in model.parameters():
