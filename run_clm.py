@@ -1,23 +1,18 @@
 #!/usr/bin/env python
 """Trains GPT, GPT-2 and other causal language models on text: each token is predicted from those before it."""
 
-from utils import arguments, hub
+from utils import arguments
 from utils.data_arguments import CausalDataArguments
 from utils.errors import run
 
 
 def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
-    types = (arguments.ModelArguments, CausalDataArguments, arguments.LanguageModelingArguments)
-    (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
-    arguments.check_run(data_args, args)
-    notes += hub.use_cache_if_unreachable(
-        [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
-    )
+    model_args, data_args, args, notes = arguments.parse_run(CausalDataArguments, __doc__)
 
     from transformers import AutoModelForCausalLM, set_seed
 
-    from utils import corpus, log, model, output_folder, packing, tokenization, training
+    from utils import corpus, log, model, output_folder, packing, training
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
 
@@ -30,16 +25,12 @@ def main() -> None:
         return
 
     # Text, tokenizer, blocks.
-    splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
-    text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
-    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args, claim.checkpoint)
+    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token)
+    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
-    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
-    tokens = tokenization.tokenize_all(text, tokenizer, data_args, args)
-    blocks = {split: packing.pack(tokens[split], block_size, split, limits[split]) for split in splits}
-    if args.process_index == 0:
-        output_folder.begin(args.output_dir, "run_clm.py", wanted, args.overwrite_output_dir)
+    blocks = packing.make_samples(text, tokenizer, block_size, data_args, args)
+    output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
     set_seed(args.seed)

@@ -1,19 +1,14 @@
 #!/usr/bin/env python
 """Trains BERT, RoBERTa, ALBERT and DistilBERT on text: hidden tokens are predicted from all those around them."""
 
-from utils import arguments, hub
+from utils import arguments
 from utils.data_arguments import MaskedDataArguments
 from utils.errors import run
 
 
 def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
-    types = (arguments.ModelArguments, MaskedDataArguments, arguments.LanguageModelingArguments)
-    (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
-    arguments.check_run(data_args, args)
-    notes += hub.use_cache_if_unreachable(
-        [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
-    )
+    model_args, data_args, args, notes = arguments.parse_run(MaskedDataArguments, __doc__)
 
     from transformers import AutoModelForMaskedLM, set_seed
 
@@ -30,26 +25,17 @@ def main() -> None:
         return
 
     # Text, tokenizer, sequences.
-    splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
-    text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
-    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args, claim.checkpoint)
+    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token)
+    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_mlm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
-    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
-    if data_args.line_by_line:
-        tokenization.check_room(length, tokenizer)
-        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args, max_length=length)
-        samples = {split: packing.lines(tokens[split], split, limits[split]) for split in splits}
-    else:
-        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args)
-        samples = {split: packing.pack(tokens[split], length, split, limits[split]) for split in splits}
+    samples = packing.make_samples(text, tokenizer, length, data_args, args, data_args.line_by_line)
 
     # What is hidden: drawn anew in each epoch, for each sample by itself.
     law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
-    samples = {split: drawing.draw(samples[split], law, args.seed) for split in splits}
-    if args.process_index == 0:
-        output_folder.begin(args.output_dir, "run_mlm.py", wanted, args.overwrite_output_dir)
+    samples = {split: drawing.draw(samples[split], law, args.seed) for split in samples}
+    output_folder.begin_for_all(args, "run_mlm.py", wanted)
 
     # Model and trainer. The head predicts what is hidden, and nothing else.
     set_seed(args.seed)

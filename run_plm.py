@@ -1,19 +1,14 @@
 #!/usr/bin/env python
 """Trains XLNet on text: tokens are predicted in a random order, each from those that come before it in that order."""
 
-from utils import arguments, hub
+from utils import arguments
 from utils.data_arguments import PermutedDataArguments
 from utils.errors import run
 
 
 def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
-    types = (arguments.ModelArguments, PermutedDataArguments, arguments.LanguageModelingArguments)
-    (model_args, data_args, args), notes = arguments.parse(types, description=__doc__)
-    arguments.check_run(data_args, args)
-    notes += hub.use_cache_if_unreachable(
-        [model_args.model_name_or_path, model_args.tokenizer_name, data_args.dataset_name]
-    )
+    model_args, data_args, args, notes = arguments.parse_run(PermutedDataArguments, __doc__)
 
     from transformers import AutoModelForCausalLM, set_seed
 
@@ -30,28 +25,19 @@ def main() -> None:
         return
 
     # Text, tokenizer, sequences.
-    splits = [split for split, used in (("train", args.do_train), ("validation", args.do_eval)) if used]
-    text = corpus.load_text(data_args, splits, model_args.cache_dir, model_args.token)
-    config, tokenizer = model.load_config_and_tokenizer(text[splits[0]], model_args, args, claim.checkpoint)
+    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token)
+    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_plm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
-    limits = {"train": data_args.max_train_samples, "validation": data_args.max_eval_samples}
-    if data_args.line_by_line:
-        tokenization.check_room(length, tokenizer)
-        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args, max_length=length)
-        samples = {split: packing.lines(tokens[split], split, limits[split]) for split in splits}
-    else:
-        tokens = tokenization.tokenize_all(text, tokenizer, data_args, args)
-        samples = {split: packing.pack(tokens[split], length, split, limits[split]) for split in splits}
+    samples = packing.make_samples(text, tokenizer, length, data_args, args, data_args.line_by_line)
 
     # Order and predicted spans: drawn anew in each epoch, for each sample by itself.
     law = permutation.permutation_law(
         tokenizer, data_args.plm_probability, data_args.max_span_length, data_args.full_head
     )
-    samples = {split: drawing.draw(samples[split], law, args.seed) for split in splits}
-    if args.process_index == 0:
-        output_folder.begin(args.output_dir, "run_plm.py", wanted, args.overwrite_output_dir)
+    samples = {split: drawing.draw(samples[split], law, args.seed) for split in samples}
+    output_folder.begin_for_all(args, "run_plm.py", wanted)
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
     set_seed(args.seed)

@@ -320,6 +320,14 @@ def test_an_unreachable_hub_is_one_line_with_three_remedies(corpus, tmp_path, fl
     assert all(remedy in line for remedy in ("HF_ENDPOINT", "offline cache", "--train_file"))
 
 
+def test_the_attention_that_was_asked_for(corpus, tmp_path):
+    """flash_attention_2 needs a package that is not there: a flag that was ignored would train."""
+    command = [*TINY_GPT2, "--train_file", corpus / "train.txt", "--do_train", "--max_steps", 1]
+    clm(*command, "--attn_implementation", "eager", "--output_dir", tmp_path / "eager")
+    done = clm(*command, "--attn_implementation", "flash_attention_2", "--output_dir", tmp_path / "flash", expect=2)
+    assert "--attn_implementation flash_attention_2: " in one_error_line(done)
+
+
 # ---- bad input ----
 def one_error_line(done) -> str:
     """The only line on stderr, progress bars aside; fails if there is a traceback."""

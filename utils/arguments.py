@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 from transformers import HfArgumentParser, TrainingArguments
 
-from utils import device
+from utils import hub
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
@@ -90,6 +91,13 @@ class ModelArguments:
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How attention is computed. flash_attention_2 is npu_fusion_attention on an NPU. Default: sdpa.",
+            "choices": ["eager", "sdpa", "flash_attention_2"],
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.config_overrides is not None and (self.config_name or self.model_name_or_path):
@@ -129,6 +137,12 @@ class LanguageModelingArguments(TrainingArguments):
     device_id: int | None = field(
         default=None, metadata={"help": "The one device that a single process uses, numbered from 0."}
     )
+    npu_jit_compile: bool = field(
+        default=False, metadata={"help": "NPU: compile operators for each new shape, instead of taking CANN's own."}
+    )
+    npu_internal_format: bool = field(
+        default=False, metadata={"help": "NPU: let tensors take padded layouts of the device's own."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a used output folder; removes only what a run of ours wrote."}
     )
@@ -148,16 +162,24 @@ class LanguageModelingArguments(TrainingArguments):
                 f"WORLD_SIZE is {device.process_count()} but no launcher has set RANK and MASTER_ADDR: start the script with "
                 f"torchrun --nproc_per_node={device.process_count()}, or unset WORLD_SIZE"
             )
+        if not self.use_cpu and (missing := device.missing_npu()):
+            raise UsageError(missing)
         if device.accelerator() is None:
             # transformers forms a process group for CPUs only if it is told that CPUs are meant: without this every
             # rank of a torchrun would train on the same samples, in silence.
             self.use_cpu = True
         super().__post_init__()
+        device.configure(self.device, self.npu_jit_compile, self.npu_internal_format)
         if self.world_size != device.process_count():
             raise UsageError(
                 f"WORLD_SIZE is {device.process_count()} but {self.world_size} process takes part in training: start the "
                 "script with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK"
             )
+
+    @property
+    def splits(self) -> list[str]:
+        """The parts of the text that the run uses: "train" and "validation", or one of them."""
+        return ["train"] * self.do_train + ["validation"] * self.do_eval
 
     def _check_optimizer(self) -> None:
         optimizer = getattr(self.optim, "value", self.optim)
@@ -234,6 +256,17 @@ def parse(
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(one_line(error)) from error
     return tuple(instances), modernized.notes
+
+
+def parse_run(data: type[DataArguments], description: str) -> tuple:
+    """(ModelArguments, `data`, LanguageModelingArguments, notes for the log) of a script, from its command line.
+
+    Raises UsageError for what cannot be run, as far as flags alone tell.
+    """
+    (model, text, args), notes = parse((ModelArguments, data, LanguageModelingArguments), description=description)
+    check_run(text, args)
+    names = [model.model_name_or_path, model.tokenizer_name, text.dataset_name]
+    return model, text, args, notes + hub.use_cache_if_unreachable(names)
 
 
 def _check_json(words: Sequence[str]) -> None:

@@ -1,28 +1,123 @@
-"""Which device a run uses: Ascend NPU, CUDA or CPU. Nothing else in this package names a device or a backend.
+"""Which device a run uses: Ascend NPU, CUDA or CPU, and all that differs between them.
 
-`import torch_npu` happens here alone, and only where the package is installed.
+Nothing else in this package names a device or a backend. `import torch_npu` happens here alone, and only where the
+package is installed. Import this module before transformers, which would import torch_npu too: a torch_npu that finds
+no CANN ends the process here, in one line.
 """
 
-import importlib.util
+import logging
 import os
+import random
+import sys
 import time
 
-import torch
+import numpy
+
+from utils import cann
+from utils.errors import UsageError, leave
+
+logger = logging.getLogger(__name__)
+
+# What torch_npu and CANN read when they start, so it is set before torch_npu is imported. What the user exports wins.
+NPU_VARIABLES = {
+    # A second thread hands operators to the device while Python goes on. 1 is torch_npu's own default, written down
+    # because 2 is often recommended: torch_npu 2.13 calls 2 "pure-inference only" (set_task_queue_enable), and it
+    # needs more memory.
+    "TASK_QUEUE_ENABLE": "1",
+    # Seconds in which all ranks must reach their first collective operation, 120 to 7200. HCCL's default of 120 is soon
+    # over: the first rank reads the text while the others wait. torch_npu itself asks for 300 or more.
+    "HCCL_CONNECT_TIMEOUT": "1200",
+    # A float16 overflow gives inf, as IEEE 754 has it, and not 65504: the loss scale lives by seeing it. The default of
+    # Atlas A2 and A3, written down because older releases of CANN had 0. See shows_overflow.
+    "INF_NAN_MODE_ENABLE": "1",
+}
+
+torch_npu = None
+_uses_npu = cann.prepare_import(sys.argv[1:], NPU_VARIABLES)
+try:
+    import torch  # which imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
+
+    if _uses_npu:
+        import torch_npu
+except Exception as error:  # ImportError, RuntimeError and, of torch_npu, bare Exception
+    if not _uses_npu:
+        raise
+    leave(UsageError(cann.explain(error)))
 
 # How each kind of device names itself in results ("1p-NPU"), and the variable that hides all but some of its devices.
 NAMES = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU", "mps": "MPS", "xpu": "XPU"}
 VISIBLE_DEVICES = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+# What processes on devices of a kind exchange gradients by.
+BACKENDS = {"npu": "hccl", "cuda": "nccl", "xpu": "xccl"}
 
 
 def accelerator() -> str | None:
     """ "npu", "cuda" or another accelerator that torch can use here; None on a machine with a CPU alone."""
-    if importlib.util.find_spec("torch_npu") is not None:
-        import torch_npu
-
-        if torch_npu.npu.is_available():
-            return "npu"
+    if torch_npu is not None and torch_npu.npu.is_available():
+        return "npu"
     found = torch.accelerator.current_accelerator(check_available=True)
     return found.type if found is not None else None
+
+
+def missing_npu() -> str | None:
+    """Why a machine with torch_npu trains on its CPU, in one line; None if it has an NPU, or no torch_npu."""
+    if torch_npu is None or accelerator() is not None:
+        return None
+    visible = os.environ.get(VISIBLE_DEVICES["npu"])
+    hidden = f" ({VISIBLE_DEVICES['npu']} is {visible})" if visible is not None else ""
+    return (
+        f"torch_npu is installed but finds no NPU{hidden}: python -m utils.doctor tells why; add --use_cpu to train on "
+        "the CPU"
+    )
+
+
+def configure(on: torch.device, jit_compile: bool = False, internal_format: bool = False) -> None:
+    """Settings of the chosen device, once, before it computes. There are some for NPUs only.
+
+    jit_compile: operators are compiled anew for each new shape, which is the default on the Atlas training series.
+        Otherwise the compiled ones that come with CANN are taken: the last batch of an epoch, or lines of differing
+        lengths, then cost no minutes. Needs CANN's package of operators (kernels or ops).
+    internal_format: tensors may be kept in a padded, reordered layout of the device's own, the default of some
+        releases on Atlas A2. Otherwise each lies in memory as torch has it, which combined gradients and float32
+        masters build on: their tensors are views of one flat buffer.
+    """
+    if on.type != "npu":
+        return
+
+    def set_compile_mode() -> None:
+        torch_npu.npu.set_compile_mode(jit_compile=jit_compile)
+
+    def set_internal_format() -> None:
+        torch_npu.npu.config.allow_internal_format = internal_format
+
+    for setting in (set_compile_mode, set_internal_format):
+        try:
+            setting()
+        except AttributeError as missing:
+            logger.debug("%s: this torch_npu has no such setting (%s)", setting.__name__, missing)
+
+
+def backend(on: torch.device) -> str:
+    """What processes exchange tensors of this device by: hccl, nccl or gloo."""
+    return BACKENDS.get(on.type, "gloo")
+
+
+def shows_overflow(on: torch.device) -> bool:
+    """Whether a float16 overflow gives inf. Ascend's Atlas training series (910A) gives 65504 instead, so that a loss
+    scale cannot see it there; A2 and A3 give inf unless INF_NAN_MODE_ENABLE=0."""
+    if on.type != "npu":
+        return True
+    try:
+        return torch_npu.npu.utils.is_support_inf_nan()
+    except AttributeError:  # a torch_npu of before
+        return True
+
+
+def seed_all(seed: int) -> None:
+    """Seeds Python, NumPy and torch on every device: the draws are those after transformers.set_seed."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)  # of the CPU, and by manual_seed_all of CUDA and of torch_npu's devices
 
 
 def process_count() -> int:
@@ -86,6 +181,58 @@ def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that was launched. Nothing to wait for on a CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def memory(on: torch.device) -> dict[str, int]:
+    """Bytes: `peak`, what tensors took at most since the start or reset_peak_memory; `free` and `total` of the device.
+
+    On a CPU `peak` is the most that the process has had resident, which no reset lowers.
+    """
+    if on.type == "cpu":
+        import resource  # not on Windows, where all else of this file works
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return {"peak": peak, "free": _available_bytes(default=total), "total": total}
+    free, total = _module(on).mem_get_info(on)
+    return {"peak": _module(on).max_memory_allocated(on), "free": free, "total": total}
+
+
+def _available_bytes(default: int) -> int:
+    """What the host could still give to a process, caches that it would drop included."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return default
+
+
+def reset_peak_memory(on: torch.device) -> None:
+    """From here on `peak` is counted anew. Nothing on a CPU."""
+    if on.type != "cpu":
+        _module(on).reset_peak_memory_stats(on)
+
+
+def empty_cache(on: torch.device) -> None:
+    """Gives the device's unused memory back, for other processes. Nothing on a CPU."""
+    if on.type != "cpu":
+        _module(on).empty_cache()
+
+
+def describe(on: torch.device) -> str:
+    """The device's own name: "Ascend910B3", "NVIDIA H100 80GB HBM3", "CPU"."""
+    return "CPU" if on.type == "cpu" else _module(on).get_device_name(on)
+
+
+def count() -> int:
+    """The number of devices that this process may use; 1 for a CPU."""
+    kind = accelerator()
+    return 1 if kind is None else _module(torch.device(kind)).device_count()
+
+
+def _module(on: torch.device):
+    """torch.npu, torch.cuda or another module of that form."""
+    return torch.get_device_module(on)
 
 
 def demo_flags() -> str:

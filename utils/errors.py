@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,16 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
     except UsageError as error:
         if wants_traceback():
             raise
-        # Of several ranks that all fail alike, one speaks.
-        if os.environ.get("RANK", "0") == "0":
-            script = os.path.basename(sys.argv[0])
-            print(f"{script}: error: {one_line(error)}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        leave(error)
+
+
+def leave(error: UsageError) -> NoReturn:
+    """Ends the process with the error's message as one line on stderr and exit code 2."""
+    # Of several ranks that all fail alike, one speaks.
+    if os.environ.get("RANK", "0") == "0":
+        script = os.path.basename(sys.argv[0])
+        print(f"{script}: error: {one_line(error)}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def _leave_process_group() -> None:

@@ -143,16 +143,30 @@ def load_model(auto_class, model: ModelArguments, config: PreTrainedConfig) -> P
         dtype = model.dtype if model.dtype in ("auto", None) else getattr(torch, model.dtype)
         try:
             return auto_class.from_pretrained(
-                canonical(model.model_name_or_path), config=config, dtype=dtype, **_hub_options(model)
+                canonical(model.model_name_or_path),
+                config=config,
+                dtype=dtype,
+                attn_implementation=model.attn_implementation,
+                **_hub_options(model),
             )
         except Exception as error:
+            if model.attn_implementation is not None and isinstance(error, ImportError | ValueError):
+                raise _explain_attention(error, model.attn_implementation) from error
             raise _explain_local(error, "--model_name_or_path", model.model_name_or_path, "weights") from error
     try:
-        made = auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
-    except ValueError as error:
+        made = auto_class.from_config(
+            config, trust_remote_code=model.trust_remote_code, attn_implementation=model.attn_implementation
+        )
+    except (ImportError, ValueError) as error:
+        if model.attn_implementation is not None:
+            raise _explain_attention(error, model.attn_implementation) from error
         raise UsageError(f"--model_type {config.model_type}: {one_line(error)[:200]}") from error
     logger.info("from scratch: %.2fM parameters", made.num_parameters() / 1e6)
     return made
+
+
+def _explain_attention(error: Exception, implementation: str) -> UsageError:
+    return UsageError(f"--attn_implementation {implementation}: {one_line(error)[:200]}; leave the flag out")
 
 
 def canonical(name: str) -> str:

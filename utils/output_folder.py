@@ -133,6 +133,12 @@ def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> Non
     _write_record(folder, {"script": script, "arguments": arguments, "finished": False, "foreign": foreign})
 
 
+def begin_for_all(args, script: str, arguments: dict) -> None:
+    """`begin` by the main process. args: the run's LanguageModelingArguments."""
+    if args.process_index == 0:
+        begin(args.output_dir, script, arguments, args.overwrite_output_dir)
+
+
 def finish(output_dir: str) -> None:
     """Records that the run came to its end. For one process to call, after everything is written."""
     folder = Path(output_dir)

@@ -8,7 +8,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from utils.arguments import LanguageModelingArguments
+from utils.data_arguments import DataArguments
 from utils.errors import UsageError
+from utils.tokenization import check_room, tokenize_all
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,27 @@ def position_count(config: PreTrainedConfig) -> int | None:
     # RoBERTa and its like number their positions from the padding id on.
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return positions - offset
+
+
+def make_samples(
+    text: dict[str, Dataset | IterableDataset],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    data: DataArguments,
+    args: LanguageModelingArguments,
+    line_by_line: bool = False,
+) -> "dict[str, Blocks | Lines | StreamedBlocks]":
+    """Each split of `text` in blocks of `length` tokens or, line by line, in samples of at most so many.
+
+    Raises UsageError for a split that has no text, or less than one block.
+    """
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
+    if line_by_line:
+        check_room(length, tokenizer)
+        tokens = tokenize_all(text, tokenizer, data, args, max_length=length)
+        return {split: lines(tokens[split], split, limits[split]) for split in tokens}
+    tokens = tokenize_all(text, tokenizer, data, args)
+    return {split: pack(tokens[split], length, split, limits[split]) for split in tokens}
 
 
 class Blocks(torch.utils.data.Dataset):
