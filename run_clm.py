@@ -10,9 +10,9 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(CausalDataArguments, __doc__)
 
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM
 
-    from utils import corpus, log, model, output_folder, packing, training
+    from utils import corpus, device, log, model, output_folder, packing, training
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
 
@@ -33,7 +33,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
-    set_seed(args.seed)
+    device.seed_all(args.seed)
     trainer = LanguageModelingTrainer(
         model=model.load_model(AutoModelForCausalLM, model_args, config),
         args=args,

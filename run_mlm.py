@@ -10,9 +10,9 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(MaskedDataArguments, __doc__)
 
-    from transformers import AutoModelForMaskedLM, set_seed
+    from transformers import AutoModelForMaskedLM
 
-    from utils import corpus, log, model, output_folder, packing, tokenization, training
+    from utils import corpus, device, log, model, output_folder, packing, tokenization, training
     from utils.objectives import drawing, masked, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -38,7 +38,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_mlm.py", wanted)
 
     # Model and trainer. The head predicts what is hidden, and nothing else.
-    set_seed(args.seed)
+    device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
     trainer = LanguageModelingTrainer(

@@ -10,9 +10,9 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(PermutedDataArguments, __doc__)
 
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM
 
-    from utils import corpus, log, model, output_folder, packing, tokenization, training
+    from utils import corpus, device, log, model, output_folder, packing, tokenization, training
     from utils.objectives import drawing, permutation, relative_attention, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -40,7 +40,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_plm.py", wanted)
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
-    set_seed(args.seed)
+    device.seed_all(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config)
     relative_attention.follow_half_weights(network)
     if not data_args.full_head:

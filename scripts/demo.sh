@@ -11,6 +11,7 @@ python=$(scripts/make_venv.sh requirements.txt)
 
 "$python" -m utils.sample_corpus --output_dir "$output/corpus"
 precision=$("$python" -m utils.device)
+# shellcheck disable=SC2086  # $precision is several words, or none
 "$python" run_clm.py \
     --model_type gpt2 \
     --config_overrides n_embd=128,n_layer=4,n_head=4,n_positions=128 \

@@ -199,7 +199,7 @@ def test_an_old_word_without_a_successor_is_refused_in_files_too(tmp_path):
         (["--dataset_name", "wikitext"], "--dataset_name wikitext and --train_file/--validation_file a.txt"),
         (["--streaming"], "--streaming: a stream has no length that epochs could be counted by; add --max_steps N"),
         (["--block_size", "1"], "--block_size 1"),
-        (["--vocab_size", "256"], "--vocab_size 256"),
+        (["--vocab_size", "0"], "--vocab_size 0"),
         (["--validation_split_percentage", "0"], "--validation_split_percentage 0"),
         (["--validation_split_percentage", "100"], "--validation_split_percentage 100"),
         (["--max_train_samples", "0"], "--max_train_samples 0"),

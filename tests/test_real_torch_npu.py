@@ -240,13 +240,16 @@ HOLDS = {
     "torch_npu.npu.utils.is_support_inf_nan": "device.shows_overflow",
     "callable(torch_npu.npu_fusion_attention)": "--attn_implementation flash_attention_2 of transformers",
     "inspect.signature(torch_npu.optim.NpuFusedAdamW).bind([], lr=1, betas=(0, 0), eps=0)": "adamw_torch_npu_fused",
+    "inspect.signature(torch_npu.profiler.profile).bind(activities=[], on_trace_ready=0, experimental_config=0)": "profiler",
+    "torch_npu.profiler.tensorboard_trace_handler and torch_npu.profiler.ProfilerLevel.Level1 is not None": "profiler",
+    "inspect.signature(torch_npu.profiler._ExperimentalConfig).bind(profiler_level=0)": "profiler",
     "native('aten::_fused_adamw_')": "the flat AdamW: one kernel on the device",
     "'npu' in torch.utils._foreach_utils._get_fused_kernels_supported_devices()": "--optim adamw_torch_fused",
     "native('aten::_amp_foreach_non_finite_check_and_unscale_')": "loss scales",
     "native('aten::linalg_vector_norm') or native('aten::linalg_vector_norm.out')": "clipping",
 }
 ASK = """
-import inspect, json, torch, torch_npu, torch_npu.optim, torch.utils._foreach_utils
+import inspect, json, torch, torch_npu, torch_npu.optim, torch_npu.profiler, torch.utils._foreach_utils
 from utils import device
 
 def native(operator):

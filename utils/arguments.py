@@ -110,8 +110,8 @@ class ModelArguments:
                 "no model: add --model_name_or_path NAME_OR_FOLDER to start from weights, or --model_type gpt2 to train "
                 "from scratch"
             )
-        if self.vocab_size is not None and self.vocab_size < 257:
-            raise UsageError(f"--vocab_size {self.vocab_size}: bytes alone are 256 tokens; give 257 or more")
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise UsageError(f"--vocab_size {self.vocab_size}: give the number of tokens, such as 8000")
 
 
 @dataclass
@@ -345,9 +345,6 @@ def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:
         raise UsageError("--do_train: no training text; add --train_file FILE")
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise UsageError("--streaming: a stream has no length that epochs could be counted by; add --max_steps N")
-    evaluates_while_training = getattr(args.eval_strategy, "value", args.eval_strategy) != "no"
-    if evaluates_while_training and not args.do_eval:
-        raise UsageError(f"--eval_strategy {args.eval_strategy}: add --do_eval")
 
 
 def wants_traceback(argv: Sequence[str] | None = None) -> bool:

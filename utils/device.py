@@ -10,6 +10,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 
 import numpy
 
@@ -219,6 +220,25 @@ def empty_cache(on: torch.device) -> None:
         _module(on).empty_cache()
 
 
+def profiler(on: torch.device, folder: Path):
+    """A profiler to start and stop: torch_npu's, which writes its files to `folder`, or else PyTorch's own."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on.type == "npu":
+        try:
+            from torch_npu import profiler as npu
+        except ImportError:  # PyTorch's sees the host's side
+            return torch.profiler.profile(activities=activities)
+        return npu.profile(
+            activities=[npu.ProfilerActivity.CPU, npu.ProfilerActivity.NPU],
+            on_trace_ready=npu.tensorboard_trace_handler(str(folder)),
+            # Level 1 is the least that counts operators.
+            experimental_config=npu._ExperimentalConfig(profiler_level=npu.ProfilerLevel.Level1),
+        )
+    if on.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    return torch.profiler.profile(activities=activities)
+
+
 def describe(on: torch.device) -> str:
     """The device's own name: "Ascend910B3", "NVIDIA H100 80GB HBM3", "CPU"."""
     return "CPU" if on.type == "cpu" else _module(on).get_device_name(on)
@@ -238,7 +258,19 @@ def _module(on: torch.device):
 def demo_flags() -> str:
     """The precision flags that suit this machine: O2 in float16, unless its CPU lacks units for that."""
     on = torch.device(accelerator() or "cpu")
+    if on.type == "cpu" and not _lists_float16_units():
+        return ""
     return "" if half_slowdown(on, torch.float16) > 3 else "--fp16 --fp16_opt_level O2"
+
+
+def _lists_float16_units() -> bool:
+    """Whether the processor lists units for float16. Without them a measurement could only be wrong, on busy cores."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            listed = set(file.read().split())
+    except OSError:
+        return True
+    return bool(listed & {"avx512_fp16", "amx_fp16", "asimdhp"})
 
 
 if __name__ == "__main__":

@@ -66,13 +66,14 @@ def make_samples(
 
     Raises UsageError for a split that has no text, or less than one block.
     """
+    flag = "--block_size" if hasattr(data, "block_size") else "--max_seq_length"
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
     if line_by_line:
         check_room(length, tokenizer)
         tokens = tokenize_all(text, tokenizer, data, args, max_length=length)
         return {split: lines(tokens[split], split, limits[split]) for split in tokens}
     tokens = tokenize_all(text, tokenizer, data, args)
-    return {split: pack(tokens[split], length, split, limits[split]) for split in tokens}
+    return {split: pack(tokens[split], length, split, limits[split], flag) for split in tokens}
 
 
 class Blocks(torch.utils.data.Dataset):
@@ -114,14 +115,19 @@ def lines(tokenized: Dataset, split: str, limit: int | None = None) -> Lines:
 
 
 def pack(
-    tokenized: Dataset | IterableDataset, block_size: int, split: str, limit: int | None = None
+    tokenized: Dataset | IterableDataset,
+    block_size: int,
+    split: str,
+    limit: int | None = None,
+    flag: str = "--block_size",
 ) -> "Blocks | StreamedBlocks":
     """All token ids of `tokenized` in blocks, the first `limit` of them; a stream's are cut while it is read.
 
-    Only the remainder at the very end is dropped, and counted in the log. transformers' group_texts drops a remainder for every 1,000 documents. Raises UsageError if there is not one block.
+    flag: what block_size is called on the command line. Only the remainder at the very end is dropped, and counted in the
+    log; transformers' group_texts drops one for every 1,000 documents. Raises UsageError if there is not one block.
     """
     if isinstance(tokenized, IterableDataset):
-        return StreamedBlocks(tokenized, block_size, limit)
+        return StreamedBlocks(tokenized, block_size, limit, flag)
     column = tokenized.with_format("arrow")[:].column("input_ids")
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     ids = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
@@ -129,7 +135,7 @@ def pack(
         raise UsageError(f"the {split} text holds no token: all its documents are empty; name another text")
     count = len(ids) // block_size
     if count == 0:
-        raise _too_short(block_size, split, len(ids))
+        raise _too_short(flag, block_size, split, len(ids))
     logger.info(
         "%s: %d documents, %d tokens, %d blocks of %d, %d tokens dropped at the end",
         split,
@@ -142,11 +148,9 @@ def pack(
     return Blocks(ids[: count * block_size].reshape(count, block_size)[:limit])
 
 
-def _too_short(block_size: int, split: str, tokens: int) -> UsageError:
+def _too_short(flag: str, block_size: int, split: str, tokens: int) -> UsageError:
     remedy = f"give {tokens} or less, or more text" if tokens > 1 else "give more text"
-    return UsageError(
-        f"--block_size {block_size}: the {split} text has {tokens} tokens only, less than one block; {remedy}"
-    )
+    return UsageError(f"{flag} {block_size}: the {split} text has {tokens} tokens only, less than one block; {remedy}")
 
 
 class StreamedBlocks(torch.utils.data.IterableDataset):
@@ -155,10 +159,13 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
     Iterating raises UsageError if there is not one block.
     """
 
-    def __init__(self, tokenized: IterableDataset, block_size: int, count: int | None = None):
+    def __init__(
+        self, tokenized: IterableDataset, block_size: int, count: int | None = None, flag: str = "--block_size"
+    ):
         self.tokenized = tokenized
         self.block_size = block_size
         self.count = count
+        self.flag = flag
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         made = 0
@@ -174,7 +181,7 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
             rest = rest[whole * self.block_size :]
         # Of several workers of a DataLoader, one may have no file to read.
         if made == 0 and torch.utils.data.get_worker_info() is None:
-            raise _too_short(self.block_size, "streamed", len(rest))
+            raise _too_short(self.flag, self.block_size, "streamed", len(rest))
 
     def set_epoch(self, epoch: int) -> None:
         self.tokenized.set_epoch(epoch)

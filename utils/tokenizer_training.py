@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as AnyTokenizer
 
-from utils.errors import UsageError
+from utils.errors import UsageError, one_line
 from utils.tokenization import BATCH, documents_of
 
 STREAMED_DOCUMENTS = 100_000  # what is read of a stream
@@ -33,7 +33,10 @@ def train(text: Dataset | IterableDataset, model_type: str, vocab_size: int) -> 
         "xlnet": train_xlnet_unigram,
         "roberta": train_roberta_bpe,
     }
-    tokenizer = makers.get(model_type, train_byte_level_bpe)(text, vocab_size)
+    try:
+        tokenizer = makers.get(model_type, train_byte_level_bpe)(text, vocab_size)
+    except Exception as error:  # tokenizers raises bare ones
+        raise UsageError(f"--vocab_size {vocab_size}: {one_line(error)}") from error
     if len(tokenizer) > vocab_size:
         raise UsageError(
             f"--vocab_size {vocab_size}: the characters of this text alone are {len(tokenizer)} tokens; give more"

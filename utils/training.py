@@ -2,7 +2,7 @@
 
 import logging
 
-from utils import output_folder, report
+from utils import device, output_folder, report
 from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.data_arguments import DataArguments
 from utils.metrics import perplexity
@@ -19,6 +19,7 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None)
     args: LanguageModelingArguments = trainer.args
     results: dict = {}
     if args.do_train:
+        device.reset_peak_memory(args.device)
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         trainer.save_model()
         try:
@@ -26,12 +27,14 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None)
         except TypeError:  # a stream
             metrics["train_samples"] = trainer.state.max_steps * trainer.get_total_train_batch_size(args)
         metrics |= trainer.throughput.metrics()
+        metrics["train_peak_memory_bytes"] = device.memory(args.device)["peak"]
         trainer.log_metrics("train", metrics)
         if args.use_combine_grad:
             metrics["gradient_buffers"] = trainer.combined.gradient_buffers()
         trainer.save_metrics("train", metrics)
         results |= metrics
     if args.do_eval:
+        device.empty_cache(args.device)  # batches of another size come now
         metrics = trainer.evaluate()
         metrics["eval_samples"] = trainer.evaluated_samples
         metrics["perplexity"] = perplexity(metrics["eval_loss"])

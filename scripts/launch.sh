@@ -1,0 +1,165 @@
+#!/usr/bin/env bash
+# Starts a training on any number of cards, and ends it: train_full_1p.sh and its three sisters call it.
+#   scripts/launch.sh full|performance CARDS clm|mlm|plm [options] [flags of run_clm.py, run_mlm.py or run_plm.py]
+#
+# Options, as "--name value" or "--name=value", anywhere among the flags:
+#   --data_path FOLDER     the text: files with "train" and "valid" in their names, or a folder saved by `datasets`
+#   --nproc N              cards (or processes on a CPU) of this node
+#   --nnodes N             nodes; run the same command on each of them, with its own --node_rank
+#   --node_rank N          this node's number, from 0
+#   --master_addr ADDRESS  node 0's address; also from the variable MASTER_ADDR
+#   --master_port PORT     a free port of node 0; default 29500
+#   --bind_cores yes|no    give each rank cores of its own; default: yes on aarch64
+#   --env_npu yes|no       source scripts/env_npu.sh; default: yes where there is an NPU
+#   --help                 this text
+#
+# All other flags go to the script unchanged, and win over the defaults: 3 epochs with evaluation (full), 200 steps
+# without (performance), O2 in float16 where the device is built for it, combined gradients, and the output folder
+# output/<objective>_<full|performance>_<cards>p. Each rank's log is train_<rank>.log there.
+# PYTHON=/path/to/python chooses the interpreter. Without it: that of an activated environment, .venv's, or python3.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/environment.sh
+source "$root/scripts/environment.sh"
+
+usage() {
+    sed -n '2,/^set -euo/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+}
+
+fail() {
+    echo "launch.sh: error: $1" >&2
+    exit 2
+}
+
+# ---- what is asked for ----
+mode=${1:-} nproc=${2:-}
+shift $(($# < 2 ? $# : 2))
+objective='' data_path='' nnodes=1 node_rank=0 master_addr=${MASTER_ADDR:-} master_port=''
+bind_cores=$([[ $(uname -m) == aarch64 ]] && echo yes || echo no)
+env_npu=$npu_is_here
+options=' data_path nproc nnodes node_rank master_addr master_port bind_cores env_npu '
+flags=()
+while (($#)); do
+    name=${1%%=*}
+    name=${name#--}
+    name=${name//-/_}
+    if [[ $1 == --help || $1 == -h ]]; then
+        usage
+        exit
+    elif [[ $1 == --*=* && $options == *" $name "* ]]; then
+        printf -v "$name" %s "${1#*=}"
+    elif [[ $1 == --* && $options == *" $name "* ]]; then
+        (($# > 1)) || fail "$1: its value is missing"
+        printf -v "$name" %s "$2"
+        shift
+    elif [[ -z $objective && ${#flags[@]} == 0 && $1 =~ ^[cmp]lm$ ]]; then
+        objective=$1
+    else
+        flags+=("$1")
+    fi
+    shift
+done
+[[ $mode == full || $mode == performance ]] || fail "'$mode': the first word is full or performance; --help tells more"
+[[ -n $objective ]] || fail "say what to train: clm (GPT-2, GPT), mlm (BERT, RoBERTa, ...) or plm (XLNet)"
+for name in nproc nnodes; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || fail "--$name ${!name}: give a whole number of 1 or more"
+done
+if ! [[ $node_rank =~ ^(0|[1-9][0-9]*)$ ]] || ((node_rank >= nnodes)); then
+    fail "--node_rank $node_rank: give a number from 0 to $((nnodes - 1)), --nnodes less 1"
+fi
+[[ -z $master_port || $master_port =~ ^[1-9][0-9]*$ ]] || fail "--master_port $master_port: give a number"
+((nnodes == 1)) || [[ -n $master_addr ]] || fail "--nnodes $nnodes: add --master_addr, the address of node 0"
+for name in bind_cores env_npu; do
+    [[ ${!name} == yes || ${!name} == no ]] || fail "--$name ${!name}: give yes or no"
+done
+world_size=$((nproc * nnodes))
+
+# ---- the environment ----
+# What another launcher has left in the environment would contradict this one.
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE
+if ((nnodes > 1)); then
+    export MASTER_ADDR=$master_addr
+fi
+if [[ $env_npu == yes ]]; then
+    # shellcheck source=scripts/env_npu.sh
+    source "$root/scripts/env_npu.sh"
+fi
+if [[ -z ${OMP_NUM_THREADS:-} ]] && ((nproc > 1)); then
+    cores=$(nproc)
+    export OMP_NUM_THREADS=$((cores > nproc ? cores / nproc : 1))
+fi
+export PYTHONUNBUFFERED=1 # logs are read while they are written
+
+# ---- the command ----
+notes=$(mktemp -d)
+trap 'rm -rf "$notes"' EXIT
+PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$python" -P -m utils.launch --plan "$notes/plan" \
+    --mode "$mode" --objective "$objective" --nproc "$nproc" --world_size "$world_size" \
+    --data_path "$data_path" --npu_is_here "$npu_is_here" -- ${flags[@]+"${flags[@]}"}
+words=() # quoted by the plan for this shell
+eval "words=($(<"$notes/plan"))"
+output=${words[0]}
+ranks=(bash "$root/scripts/run_rank.sh" "$output" "$notes" "$bind_cores"
+    "$python" "$root/run_$objective.py" "${words[@]:1}")
+mkdir -p "$output"
+if ((world_size == 1)); then
+    command=("${ranks[@]}")
+elif ((nnodes == 1)) && [[ -z $master_port ]]; then
+    command=("$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --no_python "${ranks[@]}")
+else
+    command=("$python" -m torch.distributed.run --nnodes="$nnodes" --node_rank="$node_rank" --nproc_per_node="$nproc"
+        --master_addr="${master_addr:-127.0.0.1}" --master_port="${master_port:-29500}" --no_python "${ranks[@]}")
+fi
+
+# ---- the training ----
+shown=$output/train_$((node_rank * nproc)).log
+for ((rank = node_rank * nproc; rank < (node_rank + 1) * nproc; rank++)); do
+    touch "$output/train_$rank.log" # an earlier start's lines stay
+done
+seen=$(($(stat -c %s "$shown") + 1))
+start=$(date +%s)
+echo "logs: $output/train_<rank>.log"
+# In a session of its own, so that one signal ends all of it.
+setsid "${command[@]}" >"$notes/launcher.log" 2>&1 &
+training=$!
+caught=''
+for signal in INT TERM HUP; do
+    # shellcheck disable=SC2064
+    trap "caught=$signal; kill -TERM -- -$training 2>/dev/null || true" "$signal"
+done
+tail -c "+$seen" -f -s 0.2 --pid="$training" "$shown" &
+tail=$!
+status=0
+# A signal ends wait before its time.
+while :; do
+    wait "$training" && status=0 || status=$?
+    kill -0 "$training" 2>/dev/null || break
+done
+wait "$tail" || true
+
+# ---- the results ----
+if [[ -n $caught ]]; then
+    echo "launch.sh: ended by SIG$caught; the same command goes on from its newest checkpoint, if there is one" >&2
+    exit $((128 + $(kill -l "$caught")))
+fi
+if ((status != 0)); then
+    if [[ -s $notes/failure ]]; then
+        read -r rank status <"$notes/failure"
+        how="ended with exit code $status"
+        if ((status > 128)); then
+            how="was ended by signal $((status - 128))"
+        fi
+        log=$output/train_$rank.log
+        echo "launch.sh: rank $rank $how, and so all ranks were ended. Its log, $log, closes with:" >&2
+        tail -n 20 "$log" | sed 's/^/    /' >&2
+    else
+        echo "launch.sh: no rank ended by itself; torchrun says:" >&2
+        tail -n 30 "$notes/launcher.log" | sed 's/^/    /' >&2
+    fi
+    exit "$status"
+fi
+if ((node_rank > 0)); then
+    echo "the results are on node 0"
+    exit
+fi
+"$python" "$root/scripts/show_results.py" "$output" "$start"
