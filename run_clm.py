@@ -33,6 +33,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
+    causal.expect_whole_blocks()
     device.seed_all(args.seed)
     trainer = LanguageModelingTrainer(
         model=model.load_model(AutoModelForCausalLM, model_args, config),

@@ -42,6 +42,7 @@ def main() -> None:
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config)
+    relative_attention.leave_out_segments(network)
     relative_attention.follow_half_weights(network)
     if not data_args.full_head:
         relative_attention.predict_only_targets(network)

@@ -11,7 +11,6 @@ Reported are medians, the ratio, peak memory of the process (resident; on CUDA t
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -97,15 +96,9 @@ def make_side(name: str, family: str, batch: int, length: int, on: str, bf16: bo
         model.zero_grad()
         value = loss.item()
         device.synchronize(torch.device(on))
-        return time.perf_counter() - start, evaluated, value, peak_bytes(on)
+        return time.perf_counter() - start, evaluated, value, device.memory(torch.device(on))["peak"]
 
     return step
-
-
-def peak_bytes(on: str) -> int:
-    if on.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_memory_figures():
     done = run([sys.executable, "-c", MEASURE])
     before, during, after = json.loads(done.stdout)
     assert 200 << 20 <= during["peak"] - before["peak"] <= 320 << 20
-    assert after["peak"] >= during["peak"]
+    assert after["peak"] >= during["peak"] - (1 << 20)  # Linux counts pages in batches
     for figures in (before, during, after):
         assert 0 <= figures["peak"] and 0 < figures["free"] <= figures["total"]
         assert figures["total"] == before["total"] >= 1 << 30
@@ -185,7 +185,7 @@ def test_an_npu_that_is_not_found_is_told(tmp_path):
     source = "import types\nnpu = types.SimpleNamespace(is_available=lambda: False)\n_autoload = lambda: None\n"
     environment = stand_in(tmp_path, source)
     words = [*TINY_GPT2, "--train_file", "README.md", "--do_train", "--output_dir", tmp_path / "out"]
-    done = run_script("run_clm.py", *words, "--device_id", 3, expect=2, **environment)
+    done = run_script("run_clm.py", *words, expect=2, ASCEND_RT_VISIBLE_DEVICES="3", **environment)
     [line] = done.stderr.splitlines()
     assert "finds no NPU (ASCEND_RT_VISIBLE_DEVICES is 3)" in line and "--use_cpu" in line
 

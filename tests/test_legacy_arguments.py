@@ -23,7 +23,7 @@ USES: dict[str, tuple[str, object]] = {
     "adafactor": ("true", {"optim": "adafactor"}),
     "dispatch_batches": ("true", {"accelerator_config": {"dispatch_batches": True}}),
     "evaluation_strategy": ("epoch", {"eval_strategy": "epoch"}),
-    "fp16_backend": ("apex", None),
+    "fp16_backend": ("apex", {"half_precision_backend": "apex"}),
     "fp16_opt_level": ("O2", {"fp16_opt_level": "O2"}),
     "fsdp_min_num_params": (
         "1000",
@@ -34,7 +34,7 @@ USES: dict[str, tuple[str, object]] = {
         {"fsdp_config": {"transformer_layer_cls_to_wrap": ["GPT2Block"]}},
     ),
     "group_by_length": ("true", {"train_sampling_strategy": "group_by_length"}),
-    "half_precision_backend": ("cuda_amp", None),
+    "half_precision_backend": ("apex", {"half_precision_backend": "apex"}),
     "include_inputs_for_metrics": ("true", {"include_for_metrics": ["inputs"]}),
     "include_tokens_per_second": ("true", {"include_num_input_tokens_seen": "all"}),
     "jit_mode_eval": ("true", REFUSED),
@@ -66,7 +66,7 @@ USES: dict[str, tuple[str, object]] = {
     "torch_dtype": ("bfloat16", {"dtype": "bfloat16"}),
     "use_auth_token": ("hf_x", {"token": "hf_x"}),
 }
-OWN = ("fp16_opt_level", "overwrite_output_dir")  # the project's parser has these
+OWN = ("fp16_opt_level", "half_precision_backend", "overwrite_output_dir")  # the project's parser has these
 
 
 @dataclass
@@ -84,6 +84,7 @@ class ScriptArguments:
     fp16_opt_level: str | None = None
     loss_scale: str | None = None
     use_combine_grad: bool = False
+    half_precision_backend: str = "auto"
     overwrite_output_dir: bool = False
     device_id: int | None = None
 
@@ -247,6 +248,14 @@ def test_dropped_optimizers(name: str, parse) -> None:
     assert lasting(fields["optim"]) == ("adamw_torch" if name == "adamw_hf" else "adamw_torch_fused")
     assert len(modern.notes) == 1
     assert ("--use_combine_grad" in modern.notes[0]) == ("apex" in name)
+
+
+@pytest.mark.parametrize("flag", ["fp16_backend", "half_precision_backend"])
+@pytest.mark.parametrize("value", ["cuda_amp", "cpu_amp"])
+def test_pytorchs_own_mixed_precision_is_native(flag: str, value: str, parse) -> None:
+    fields, modern = parse(f"--{flag}", value)
+    assert fields["half_precision_backend"] == "native"
+    assert modern.notes[-1].startswith(f"--half_precision_backend {value} is now --half_precision_backend native (")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +434,8 @@ def test_a_command_line_of_the_model_zoo(parse) -> None:
     assert (fields["fp16_opt_level"], fields["use_combine_grad"], fields["loss_scale"]) == ("O2", True, "128")
     assert (lasting(fields["optim"]), lasting(fields["eval_strategy"])) == ("adamw_torch_fused", "steps")
     assert (fields["use_cpu"], fields["warmup_steps"], fields["do_train"]) == (True, 0.1, True)
-    assert len(modern.notes) == len(set(modern.notes)) == 6
+    assert fields["half_precision_backend"] == "apex"
+    assert len(modern.notes) == len(set(modern.notes)) == 5
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:

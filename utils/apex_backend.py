@@ -1,4 +1,4 @@
-"""Which of the packages named apex is installed. None of them is needed: precision levels are native here.
+"""Which of the packages named apex is installed, and what it can do. None is needed: precision levels are native here.
 
 Three different programs carry the name, and two of them carry it in two forms:
 
@@ -50,6 +50,24 @@ def installed() -> Apex:
         return Apex("unrelated", _version(), spec.origin)
     folder = Path(places[0])
     return Apex(_kind(folder), _version(), str(folder))
+
+
+def why_native(level: str, half_type: str | None, trains: bool, sharded: bool) -> str | None:
+    """Why a run that asks for apex computes natively all the same, in one line; None if Ascend's apex can do it.
+
+    level: "O0" to "O3". half_type: "fp16", "bf16" or None. trains: whether there is an optimizer to hand over.
+    sharded: whether FSDP or DeepSpeed holds the weights.
+    """
+    apex = installed()
+    if apex.kind != "ascend":
+        return f"apex is {apex.explanation}"
+    if half_type != "fp16" or level not in ("O1", "O2"):  # what its README lists as supported
+        return f"Ascend's apex computes in float16, at O1 and O2; this run is {half_type or 'float32'} at {level}"
+    if not trains:
+        return "Ascend's apex trains; this run only evaluates"
+    if sharded:
+        return "Ascend's apex takes no weights that FSDP or DeepSpeed shards"
+    return None
 
 
 def _kind(folder: Path) -> str:

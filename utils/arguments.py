@@ -16,12 +16,13 @@ from typing import NoReturn
 from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 from transformers import HfArgumentParser, TrainingArguments
 
-from utils import hub
+from utils import apex_backend, hub
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.legacy_arguments import modernize
 
+BACKENDS = ("auto", "native", "apex")
 # Optimizers of transformers whose update of one element looks at no other: these can run on flat buffers.
 ELEMENTWISE_OPTIMIZERS = (
     "adamw_torch",
@@ -134,6 +135,14 @@ class LanguageModelingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Keep all gradients in one flat buffer: the optimizer then takes a few operators a step."},
     )
+    half_precision_backend: str = field(
+        default="auto",
+        metadata={
+            "help": "What computes O1 and O2 with --fp16. native (auto): PyTorch, on every device. apex: Ascend's apex "
+            "where it is installed, else native.",
+            "choices": list(BACKENDS),
+        },
+    )
     device_id: int | None = field(
         default=None, metadata={"help": "The one device that a single process uses, numbered from 0."}
     )
@@ -151,12 +160,13 @@ class LanguageModelingArguments(TrainingArguments):
         self.precision: Precision  # set below; no field, so that it is no flag
         try:
             self.precision = choose_precision(self.fp16, self.bf16, self.fp16_opt_level, self.loss_scale)
-            if self.device_id is not None:
-                device.select_device(self.device_id)
+            if self.device_id is not None and not self.use_cpu:
+                device.check_device_id(self.device_id)
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._check_optimizer()
         self._check_numbers()
+        self.notes = self._choose_backend()
         if device.process_count() > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UsageError(
                 f"WORLD_SIZE is {device.process_count()} but no launcher has set RANK and MASTER_ADDR: start the script with "
@@ -169,6 +179,7 @@ class LanguageModelingArguments(TrainingArguments):
             # rank of a torchrun would train on the same samples, in silence.
             self.use_cpu = True
         super().__post_init__()
+        device.check_free(self.device)
         device.configure(self.device, self.npu_jit_compile, self.npu_internal_format)
         if self.world_size != device.process_count():
             raise UsageError(
@@ -180,6 +191,21 @@ class LanguageModelingArguments(TrainingArguments):
     def splits(self) -> list[str]:
         """The parts of the text that the run uses: "train" and "validation", or one of them."""
         return ["train"] * self.do_train + ["validation"] * self.do_eval
+
+    def _choose_backend(self) -> list[str]:
+        """Leaves "native" or "apex" in half_precision_backend; returns a note if apex is asked for and cannot be used."""
+        asked, self.half_precision_backend = self.half_precision_backend, "native"
+        if asked not in BACKENDS:
+            raise UsageError(f"--half_precision_backend {asked}: choose one of {', '.join(BACKENDS)}")
+        if asked != "apex":
+            return []
+        half_type = "fp16" if self.fp16 else "bf16" if self.bf16 else None
+        sharded = bool(self.fsdp or self.deepspeed)
+        reason = apex_backend.why_native(self.precision.level, half_type, self.do_train, sharded)
+        if reason is not None:
+            return [f"--half_precision_backend apex is now native ({reason})"]
+        self.half_precision_backend = "apex"
+        return []
 
     def _check_optimizer(self) -> None:
         optimizer = getattr(self.optim, "value", self.optim)
@@ -266,7 +292,7 @@ def parse_run(data: type[DataArguments], description: str) -> tuple:
     (model, text, args), notes = parse((ModelArguments, data, LanguageModelingArguments), description=description)
     check_run(text, args)
     names = [model.model_name_or_path, model.tokenizer_name, text.dataset_name]
-    return model, text, args, notes + hub.use_cache_if_unreachable(names)
+    return model, text, args, notes + args.notes + hub.use_cache_if_unreachable(names)
 
 
 def _check_json(words: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ no CANN ends the process here, in one line.
 import logging
 import os
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy
 
 from utils import cann
-from utils.errors import UsageError, leave
+from utils.errors import UsageError, leave, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,36 @@ NPU_VARIABLES = {
     "INF_NAN_MODE_ENABLE": "1",
 }
 
+# How each kind of device names itself in results ("1p-NPU"), and the variable that hides all but some of its devices.
+NAMES = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU", "mps": "MPS", "xpu": "XPU"}
+VISIBLE_DEVICES = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+
+
+def _select_device(argv: list[str]) -> None:
+    """Makes the device that --device_id names, there or in the config file, the only one that this process sees.
+
+    Before torch and transformers are imported: they count devices, and CANN and CUDA read these variables once. What
+    cannot be is left for check_device_id to tell.
+    """
+    words = "\0".join(argv)
+    if argv and argv[0].endswith((".json", ".yaml", ".yml")) and os.path.isfile(argv[0]):
+        words += "\0" + Path(argv[0]).read_text(encoding="utf-8", errors="replace")
+    named = re.search(r"\bdevice[_-]id[\"']?\s*[=:\0]\s*[\"']?(\d+)", words)
+    if named is None or process_count() > 1:
+        return
+    for variable in VISIBLE_DEVICES.values():
+        numbers = os.environ[variable].split(",") if variable in os.environ else None
+        if numbers is None or int(named[1]) < len(numbers):
+            os.environ[variable] = numbers[int(named[1])] if numbers else named[1]
+
+
+def process_count() -> int:
+    """The number of processes that a launcher such as torchrun says it has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 torch_npu = None
+_select_device(sys.argv[1:])
 _uses_npu = cann.prepare_import(sys.argv[1:], NPU_VARIABLES)
 try:
     import torch  # which imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
@@ -45,9 +75,6 @@ except Exception as error:  # ImportError, RuntimeError and, of torch_npu, bare 
         raise
     leave(UsageError(cann.explain(error)))
 
-# How each kind of device names itself in results ("1p-NPU"), and the variable that hides all but some of its devices.
-NAMES = {"npu": "NPU", "cuda": "GPU", "cpu": "CPU", "mps": "MPS", "xpu": "XPU"}
-VISIBLE_DEVICES = {"npu": "ASCEND_RT_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 # What processes on devices of a kind exchange gradients by.
 BACKENDS = {"npu": "hccl", "cuda": "nccl", "xpu": "xccl"}
 
@@ -121,29 +148,26 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)  # of the CPU, and by manual_seed_all of CUDA and of torch_npu's devices
 
 
-def process_count() -> int:
-    """The number of processes that a launcher such as torchrun says it has started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def select_device(device_id: int) -> None:
-    """Makes `device_id` the only device that this process sees. Must come before the device is first used.
-
-    Raises ValueError under a launcher with several processes, each of which has a device of its own, and for a number
-    below zero.
-    """
+def check_device_id(device_id: int) -> None:
+    """Raises ValueError for a --device_id that names no device, or under a launcher, which gives each rank its own."""
     if device_id < 0:
         raise ValueError(f"--device_id {device_id}: devices are numbered from 0")
     if process_count() > 1:
         raise ValueError(f"--device_id {device_id}: torchrun gives each process its own device; leave the flag out")
-    for variable in VISIBLE_DEVICES.values():
-        visible = os.environ.get(variable)
-        if visible is None:
-            os.environ[variable] = str(device_id)
-        elif device_id < len(visible.split(",")):
-            os.environ[variable] = visible.split(",")[device_id]
-        else:
-            raise ValueError(f"--device_id {device_id}: {variable}={visible} leaves no such device")
+    if accelerator() is None and (torch_npu is not None or torch.version.cuda is not None):
+        raise ValueError(f"--device_id {device_id}: there is no such device; add --use_cpu to train on the CPU")
+
+
+def check_free(on: torch.device) -> None:
+    """Raises UsageError if the device cannot compute, as when other processes hold all its memory."""
+    try:
+        torch.ones(1, device=on).add_(1).item()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{on} cannot be used: {one_line(error)[:200]}; end what runs on it (npu-smi info, nvidia-smi), or choose "
+            "another device by --device_id, or add --use_cpu",
+            of_one_rank=True,
+        ) from error
 
 
 def display_name(device: torch.device, processes: int) -> str:
@@ -190,13 +214,21 @@ def memory(on: torch.device) -> dict[str, int]:
     On a CPU `peak` is the most that the process has had resident, which no reset lowers.
     """
     if on.type == "cpu":
-        import resource  # not on Windows, where all else of this file works
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return {"peak": peak, "free": _available_bytes(default=total), "total": total}
+        return {"peak": _peak_resident_bytes(), "free": _available_bytes(default=total), "total": total}
     free, total = _module(on).mem_get_info(on)
     return {"peak": _module(on).max_memory_allocated(on), "free": free, "total": total}
+
+
+def _peak_resident_bytes() -> int:
+    """What the process has had resident at most."""
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        import resource  # not on Windows; on Linux its figure is at least that of the process which started this one
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _available_bytes(default: int) -> int:

@@ -10,7 +10,14 @@ logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):
-    """A mistake that the user can mend: the message names the flag or file, its value and the remedy, in one line."""
+    """A mistake that the user can mend: the message names the flag or file, its value and the remedy, in one line.
+
+    of_one_rank: whether other ranks may not have it, so that each that has speaks.
+    """
+
+    def __init__(self, message: str, of_one_rank: bool = False):
+        super().__init__(message)
+        self.of_one_rank = of_one_rank
 
 
 def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
@@ -30,7 +37,7 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
 def leave(error: UsageError) -> NoReturn:
     """Ends the process with the error's message as one line on stderr and exit code 2."""
     # Of several ranks that all fail alike, one speaks.
-    if os.environ.get("RANK", "0") == "0":
+    if error.of_one_rank or os.environ.get("RANK", "0") == "0":
         script = os.path.basename(sys.argv[0])
         print(f"{script}: error: {one_line(error)}", file=sys.stderr, flush=True)
     sys.exit(2)

@@ -54,13 +54,13 @@ class Word:
     why: str = ""
 
 
-NATIVE = "mixed precision is PyTorch's own now; --fp16_opt_level chooses its level"
 ZERO_2 = """and with --fsdp_config '{"reshard_after_forward": false}' its simple and zero_dp_2"""
 NO_BIN = "checkpoints are safetensors files; for a .bin file, torch.save the finished model's state_dict()"
 
 WORDS: dict[str, Word] = {
     # TrainingArguments, renamed
     "evaluation_strategy": Word("rename", "eval_strategy"),
+    "fp16_backend": Word("rename", "half_precision_backend"),
     "per_gpu_train_batch_size": Word("rename", "per_device_train_batch_size"),
     "per_gpu_eval_batch_size": Word("rename", "per_device_eval_batch_size"),
     "push_to_hub_token": Word("rename", "hub_token"),
@@ -83,8 +83,6 @@ WORDS: dict[str, Word] = {
     "ray_scope": Word("variable", "RAY_SCOPE"),
     "logging_dir": Word("variable", "TENSORBOARD_LOGGING_DIR", why="beside it --report_to is all unless given"),
     # TrainingArguments, without an effect of their own any more
-    "fp16_backend": Word("drop", why=NATIVE),
-    "half_precision_backend": Word("drop", why=NATIVE),
     "use_mps_device": Word("drop", why="the mps device is used wherever there is one"),
     "use_legacy_prediction_loop": Word("drop", why="there is one evaluation loop, with the same metrics"),
     # TrainingArguments, gone
@@ -105,11 +103,14 @@ WORDS: dict[str, Word] = {
 
 # Flags that stayed and lost a value: (flag, old value) -> its successor ("" for none) and what to know about it.
 FUSED = ("adamw_torch_fused", "with --use_combine_grad it is one fused kernel over flat buffers")
+NATIVE = ("native", "PyTorch's own mixed precision, on every device")
 GONE = ("", "PyTorch trains without it; use --torch_compile_backend inductor")
 VALUES: dict[tuple[str, str], tuple[str, str]] = {
     ("optim", "adamw_hf"): ("adamw_torch", "PyTorch's AdamW decays the weights before the step, not after it"),
     ("optim", "adamw_apex_fused"): FUSED,
     ("optim", "adamw_apex_fused_npu"): FUSED,  # Ascend's name for it
+    ("half_precision_backend", "cuda_amp"): NATIVE,
+    ("half_precision_backend", "cpu_amp"): NATIVE,
     ("ddp_backend", "ccl"): ("xccl", "PyTorch's own for Intel GPUs; with --use_cpu it is gloo"),
     ("torch_compile_backend", "aot_cudagraphs"): ("cudagraphs", "the same backend"),
     ("torch_compile_backend", "nvfuser"): ("inductor", "nvFuser left PyTorch"),
@@ -352,9 +353,10 @@ def modernize(argv: list[str], known: Collection[str]) -> Modernized:
     """Rewrites a command line of transformers 4.20 to 4.57, or of Ascend's ModelZoo, in today's words.
 
     known: the flags of today's parser, without dashes and with underscores. A known flag passes untouched, except
-        where its meaning, values or form changed: --local_rank, --optim, --ddp_backend, --torch_compile_backend,
-        --fsdp, --debug, --hub_private_repo, --report_to. A flag that is neither known nor in the table is left to the
-        parser, and so is an old one whose successor the parser does not know. Abbreviations are not expanded.
+        where its meaning, values or form changed: --local_rank, --optim, --half_precision_backend, --ddp_backend,
+        --torch_compile_backend, --fsdp, --debug, --hub_private_repo, --report_to. A flag that is neither known nor in
+        the table is left to the parser, and so is an old one whose successor the parser does not know. Abbreviations
+        are not expanded.
 
     Raises ValueError, in one line, for a flag that cannot be done: which, why, and what to use instead.
     """

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from utils import device
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
+from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.metrics import RunningSums, Throughput, TokenAccuracy
@@ -58,6 +59,8 @@ class LanguageModelingTrainer(Trainer):
         self.throughput: Throughput | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
+        # transformers would read each loss on the host to leave NaN out of the logged mean; training_step does it there.
+        self.leaves_out_nan, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
         if loss_sum is not None:
             self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
         self.add_callback(SkippedSteps())
@@ -71,9 +74,16 @@ class LanguageModelingTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         precision = self.args.precision
-        if precision.loss_scale is not None:
+        if self.args.half_precision_backend == "apex":
+            self.accelerator.scaler = ApexScaler(precision.level, precision.loss_scale, self.args.use_combine_grad)
+        elif precision.loss_scale is not None:
             # From here accelerate scales the loss, sees skipped steps, and Trainer saves and loads scaler.pt.
             self.accelerator.scaler = LossScaler(self.args.device.type, precision.loss_scale)
+            if precision.dtype == torch.float16 and not device.shows_overflow(self.args.device):
+                logger.warning(
+                    "a float16 overflow gives 65504 on this device, not inf: the loss scale cannot see it; use --bf16, or "
+                    "give a --loss_scale that is low enough"
+                )
         slowdown = device.half_slowdown(self.args.device, precision.dtype)
         if slowdown > 3:
             logger.warning(
@@ -86,13 +96,17 @@ class LanguageModelingTrainer(Trainer):
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         context = super().compute_loss_context_manager()
-        context.enter_context(autocast(self.args.precision, self.args.device.type))
+        if self.apex is None:
+            context.enter_context(autocast(self.args.precision, self.args.device.type))
         return context
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
+        if self.apex is not None:
+            self.optimizer = self.apex.initialize(self.model, optimizer)
+            return self.optimizer
         self._warn_of_underflow(optimizer)
         masters = self._cast_model()
         if self.args.use_combine_grad or masters:
@@ -120,7 +134,7 @@ class LanguageModelingTrainer(Trainer):
             )
 
     def _cast_model(self) -> dict:
-        if self._model_is_cast or not self.args.precision.casts_model:
+        if self._model_is_cast or self.apex is not None or not self.args.precision.casts_model:
             return {}
         self._model_is_cast = True
         return cast_model(self.model, self.args.precision)
@@ -128,6 +142,12 @@ class LanguageModelingTrainer(Trainer):
     def _load_scaler(self, checkpoint) -> None:
         if self.accelerator.scaler is not None:  # a checkpoint of another level may hold one that is not needed now
             super()._load_scaler(checkpoint)
+
+    @property
+    def apex(self) -> ApexScaler | None:
+        """apex's amp, which takes the place of our own levels; None without --half_precision_backend apex."""
+        scaler = self.accelerator.scaler
+        return scaler if isinstance(scaler, ApexScaler) else None
 
     # ---- combined gradients ----
     @property
@@ -160,6 +180,8 @@ class LanguageModelingTrainer(Trainer):
         assert self.combined is None or self.combined.holds_weights(), (
             "the model's weights have left their flat buffer"
         )
+        if self.apex is not None:
+            self.apex.route_zero_grad(prepared[0])
         return prepared
 
     def _unscale_gradients(self) -> None:
@@ -172,6 +194,8 @@ class LanguageModelingTrainer(Trainer):
         self._unscale_gradients()
         if self.combined is not None:
             return self.combined.clip_grad_norm_(self.args.max_grad_norm)
+        if self.apex is not None:
+            return self.apex.clip_grad_norm_(self.args.max_grad_norm)
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -179,6 +203,8 @@ class LanguageModelingTrainer(Trainer):
             self._unscale_gradients()
             if self.combined is not None:
                 grad_norm = self.combined.grad_norm()
+            elif self.apex is not None:
+                grad_norm = self.apex.grad_norm()
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
@@ -191,6 +217,8 @@ class LanguageModelingTrainer(Trainer):
             super()._load_best_model()
 
     def _float32_weights(self) -> contextlib.AbstractContextManager:
+        if self.apex is not None:
+            return self.apex.float32_weights(self.model)
         return self.combined.float32_weights() if self.combined is not None else contextlib.nullcontext()
 
     def _get_collator_with_removed_columns(self, data_collator, description=None):
@@ -204,7 +232,7 @@ class LanguageModelingTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         targets = num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum()
-        loss = self.loss_sum(outputs.logits, labels, self.args.label_smoothing_factor) / targets.clamp(min=1)
+        loss = self.loss_sum(outputs["logits"], labels, self.args.label_smoothing_factor) / targets.clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, targets are all of them
         return (loss, outputs) if return_outputs else loss
@@ -231,7 +259,7 @@ class LanguageModelingTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs).logits
+            logits = model(**inputs)["logits"]  # by name: apex's O2 makes a plain dict of the outputs
             # By sample, so that the gathering can drop those that fill up the last batch of some ranks.
             sums = self.gather_function(self.token_sums(logits, labels))
         self.running_sums.add(sums.sum(dim=0))
@@ -249,6 +277,9 @@ class LanguageModelingTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         samples, tokens = inputs["input_ids"].shape[0], inputs["input_ids"].numel()
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.leaves_out_nan:
+            mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+            loss = torch.where(loss.isfinite(), loss, mean)
         self.throughput.count(samples, tokens)
         return loss
 

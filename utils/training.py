@@ -29,7 +29,7 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None)
         metrics |= trainer.throughput.metrics()
         metrics["train_peak_memory_bytes"] = device.memory(args.device)["peak"]
         trainer.log_metrics("train", metrics)
-        if args.use_combine_grad:
+        if trainer.combined is not None and args.use_combine_grad:
             metrics["gradient_buffers"] = trainer.combined.gradient_buffers()
         trainer.save_metrics("train", metrics)
         results |= metrics

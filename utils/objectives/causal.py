@@ -1,6 +1,7 @@
 """Causal language modeling: each token from those before it (GPT, GPT-2)."""
 
 import torch
+from transformers import masking_utils
 
 from utils.objectives import rows
 
@@ -12,6 +13,12 @@ def collate(blocks: list[dict]) -> dict[str, torch.Tensor]:
     """
     input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.int64) for block in blocks])
     return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def expect_whole_blocks() -> None:
+    """Spares GPT-2 the search for several sequences in one block: the host would wait for its answer in every forward
+    pass. Without position ids in the batch there are none."""
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
 
 
 def token_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

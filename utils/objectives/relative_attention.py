@@ -104,6 +104,13 @@ def views(content_mask: torch.Tensor, query_mask: torch.Tensor, positions: torch
     return View(content.contiguous()), View(of_rows, relative)
 
 
+def leave_out_segments(model: nn.Module) -> None:
+    """Excludes what only token types would use from training: without a gradient each of them would cut the flat buffers."""
+    for layer in model.transformer.layer:
+        layer.rel_attn.seg_embed.requires_grad_(False)
+        layer.rel_attn.r_s_bias.requires_grad_(False)
+
+
 def follow_half_weights(model: nn.Module) -> None:
     """Lets XLNet's layers run in half precision (O2, O3): positions and `target_mapping` take the type of the weights.
 

@@ -1,0 +1,3 @@
+from apex.optimizers.npu_fused_adamw import NpuFusedAdamW
+
+__all__ = ["NpuFusedAdamW"]
