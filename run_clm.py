@@ -12,7 +12,7 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from utils import corpus, device, log, model, output_folder, packing, training
+    from utils import corpus, device, document_packing, log, model, output_folder, packing, training
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
 
@@ -33,15 +33,20 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
-    causal.expect_whole_blocks()
     device.seed_all(args.seed)
+    network = model.load_model(AutoModelForCausalLM, model_args, config)
+    causal.expect_whole_blocks()
+    collate = causal.collate
+    if data_args.packing == "documents":
+        document_packing.keep_documents_apart(network)
+        collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0)
     trainer = LanguageModelingTrainer(
-        model=model.load_model(AutoModelForCausalLM, model_args, config),
+        model=network,
         args=args,
         train_dataset=blocks.get("train"),
         eval_dataset=blocks.get("validation"),
         processing_class=tokenizer,
-        data_collator=causal.collate,
+        data_collator=collate,
         token_sums=causal.token_sums,
     )
 

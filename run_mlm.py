@@ -12,7 +12,7 @@ def main() -> None:
 
     from transformers import AutoModelForMaskedLM
 
-    from utils import corpus, device, log, model, output_folder, packing, tokenization, training
+    from utils import corpus, device, document_packing, log, model, output_folder, packing, tokenization, training
     from utils.objectives import drawing, masked, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -40,6 +40,8 @@ def main() -> None:
     # Model and trainer. The head predicts what is hidden, and nothing else.
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config)
+    if data_args.packing == "documents":
+        document_packing.keep_documents_apart(network)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
     trainer = LanguageModelingTrainer(
         model=network,
@@ -48,7 +50,7 @@ def main() -> None:
         eval_dataset=samples.get("validation"),
         processing_class=tokenizer,
         data_collator=masked.MaskedCollator(
-            law, tokenizer.pad_token_id or 0, length if data_args.pad_to_max_length else None, full_head
+            law, tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, full_head
         ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,

@@ -53,7 +53,7 @@ def main() -> None:
         eval_dataset=samples.get("validation"),
         processing_class=tokenizer,
         data_collator=permutation.PermutationCollator(
-            tokenizer.pad_token_id or 0, length if data_args.pad_to_max_length else None, data_args.full_head
+            tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, data_args.full_head
         ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,

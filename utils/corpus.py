@@ -106,6 +106,7 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
     options: dict = {"cache_dir": cache_dir}
     if builder == "text":
         options["keep_linebreaks"] = data.keep_linebreaks
+        options["sample_by"] = "paragraph" if data.packing == "documents" else "line"
     if builder == "csv":
         # Without index_col, a first row longer than the header moves every column by one, in silence.
         options |= {"sep": "\t" if is_tsv(files[0]) else ",", "index_col": False}

@@ -29,6 +29,14 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first N blocks only."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on the first N blocks only."})
+    packing: str = field(
+        default="blocks",
+        metadata={
+            "help": "blocks: all documents end to end, cut where a block is full. documents: whole documents in blocks, "
+            "each of which sees itself alone; in text files a blank line ends a document.",
+            "choices": ["blocks", "documents"],
+        },
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the text while training, never all of it. Needs --max_steps."}
     )
@@ -50,6 +58,10 @@ class DataArguments:
         percentage = self.validation_split_percentage
         if percentage is not None and not 0 < percentage < 100:
             raise UsageError(f"--validation_split_percentage {percentage}: give a whole number from 1 to 99")
+        if self.packing == "documents" and self.streaming:
+            raise UsageError(
+                "--packing documents: places documents by length, which a stream has not yet; drop --streaming"
+            )
         for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,8 +109,15 @@ class SequenceDataArguments(DataArguments):
             raise UsageError(f"--max_seq_length {self.max_seq_length}: give 2 or more")
         if self.pad_to_max_length and not self.line_by_line:
             raise UsageError("--pad_to_max_length: pads lines; add --line_by_line, or leave it out")
+        if self.packing == "documents" and self.line_by_line:
+            raise UsageError("--packing documents does not work with --line_by_line; leave one of them out")
         if self.streaming and self.line_by_line:
             raise UsageError("--line_by_line does not work with --streaming; leave one of them out")
+
+    @property
+    def pads_to_length(self) -> bool:
+        """Whether shorter samples are filled up to max_seq_length, so that all batches have one shape."""
+        return self.pad_to_max_length or self.packing == "documents"
 
 
 @dataclass

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
+from utils.document_packing import DocumentBlocks
 from utils.errors import UsageError
 from utils.tokenization import check_room, tokenize_all
 
@@ -61,8 +62,8 @@ def make_samples(
     data: DataArguments,
     args: LanguageModelingArguments,
     line_by_line: bool = False,
-) -> "dict[str, Blocks | Lines | StreamedBlocks]":
-    """Each split of `text` in blocks of `length` tokens or, line by line, in samples of at most so many.
+) -> "dict[str, Blocks | DocumentBlocks | Lines | StreamedBlocks]":
+    """Each split of `text` as --packing says in blocks of `length` tokens or, line by line, in samples of at most so many.
 
     Raises UsageError for a split that has no text, or less than one block.
     """
@@ -73,6 +74,8 @@ def make_samples(
         tokens = tokenize_all(text, tokenizer, data, args, max_length=length)
         return {split: lines(tokens[split], split, limits[split]) for split in tokens}
     tokens = tokenize_all(text, tokenizer, data, args)
+    if data.packing == "documents":
+        return {split: whole_documents(tokens[split], length, split, limits[split]) for split in tokens}
     return {split: pack(tokens[split], length, split, limits[split], flag) for split in tokens}
 
 
@@ -112,6 +115,19 @@ def lines(tokenized: Dataset, split: str, limit: int | None = None) -> Lines:
         raise UsageError(f"the {split} text holds no token: all its lines are empty; name another text")
     logger.info("%s: %d lines, %d tokens", split, len(tokenized), sum(map(len, ids)))
     return Lines(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
+
+
+def whole_documents(tokenized: Dataset, block_size: int, split: str, limit: int | None = None) -> DocumentBlocks:
+    """All documents of `tokenized` in blocks, none of them cut unless it is longer than a block; the first `limit` blocks.
+
+    Raises UsageError if there is no token.
+    """
+    documents = lines(tokenized, split)
+    blocks = DocumentBlocks(documents.ids, documents.ends, block_size)
+    fill = len(documents.ids) / (len(blocks) * block_size)
+    logger.info("%s: %d blocks of up to %d tokens, %.1f %% full", split, len(blocks), block_size, 100 * fill)
+    blocks.blocks = blocks.blocks[:limit]
+    return blocks
 
 
 def pack(

@@ -1,8 +1,12 @@
 """Causal language modeling: each token from those before it (GPT, GPT-2)."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from transformers import masking_utils
 
+from utils import document_packing
 from utils.objectives import rows
 
 
@@ -13,6 +17,27 @@ def collate(blocks: list[dict]) -> dict[str, torch.Tensor]:
     """
     input_ids = torch.stack([torch.as_tensor(block["input_ids"], dtype=torch.int64) for block in blocks])
     return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+@dataclass(frozen=True)
+class DocumentCollator:
+    """Batches blocks of whole documents, filled up to `length` tokens with `pad_id`.
+
+    Besides what document_packing.collate gives: `input_ids`, and `labels` that are -100 where nothing is predicted, at
+    each document's first token and where a block is not full; int64 of shape (batch, length).
+    """
+
+    length: int
+    pad_id: int = 0
+
+    def __call__(self, blocks: list[dict]) -> dict[str, torch.Tensor]:
+        batch = document_packing.collate(blocks, self.length)
+        input_ids = np.full((len(blocks), self.length), self.pad_id, dtype=np.int64)
+        for row, block in enumerate(blocks):
+            input_ids[row, : len(block["input_ids"])] = block["input_ids"]
+        batch["input_ids"] = torch.from_numpy(input_ids)
+        is_target = (batch["position_ids"] > 0) & (batch["documents"] != document_packing.FILLER)
+        return batch | {"labels": torch.where(is_target, batch["input_ids"], rows.IGNORED)}
 
 
 def expect_whole_blocks() -> None:

@@ -10,6 +10,8 @@ import torch
 class DrawnSamples(torch.utils.data.Dataset):
     """Samples as a law shows them: item i is law.apply(the ids of sample i, a generator), a dict of arrays.
 
+    What else a sample has, stays.
+
     What is drawn depends on (seed, epoch, i) alone: not on workers, ranks, or where a run resumed.
     """
 
@@ -27,7 +29,8 @@ class DrawnSamples(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         draw = np.random.default_rng((self.seed, int(self.epoch), index))
-        return self.law.apply(self.samples[index]["input_ids"], draw)
+        sample = self.samples[index]
+        return {**sample, **self.law.apply(sample["input_ids"], draw)}
 
 
 class DrawnStream(torch.utils.data.IterableDataset):

@@ -13,6 +13,7 @@ from tokenizers.models import WordPiece
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from utils import document_packing
 from utils.objectives.rows import IGNORED
 
 # The first module of each family's head: what it is given is what the head computes for.
@@ -42,6 +43,7 @@ class MaskingLaw:
 
     def apply(self, ids: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarray]:
         """`input_ids`, what the model sees, and `labels`, -100 where nothing is predicted: int64, shape (length,)."""
+        ids = np.asarray(ids, dtype=np.int64)
         if self.starts_word is None:
             predicted = draw.random(len(ids)) < self.probability
         else:
@@ -53,7 +55,7 @@ class MaskingLaw:
         seen = np.where(predicted & (fate < 0.8), self.mask_id, ids)
         seen = np.where(predicted & (fate >= 0.8) & (fate < 0.9), random_ids, seen)
         labels = np.where(predicted, ids, IGNORED)
-        return {"input_ids": seen.astype(np.int64), "labels": labels.astype(np.int64)}
+        return {"input_ids": seen, "labels": labels}
 
 
 def masking_law(tokenizer: PreTrainedTokenizerBase, probability: float, whole_words: bool = False) -> MaskingLaw:
@@ -97,7 +99,8 @@ class MaskedCollator:
     full_head: bool = False
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
-        """`input_ids` (batch, length) and, with padding, `attention_mask`; then either `labels` (batch, length), or
+        """`input_ids` (batch, length) and, with padding, `attention_mask`, or for blocks of whole documents what
+        document_packing.collate gives; then either `labels` (batch, length), or
         `predicted_positions` and `labels` (batch, rows), where rows that are not needed have the label -100.
         """
         lengths = [len(sample["input_ids"]) for sample in samples]
@@ -111,13 +114,15 @@ class MaskedCollator:
             input_ids[row, : lengths[row]] = sample["input_ids"]
             labels[row, : lengths[row]] = sample["labels"]
         batch = {"input_ids": input_ids}
-        if padded:
+        if "documents" in samples[0]:
+            batch |= document_packing.collate(samples, length)
+        elif padded:
             batch["attention_mask"] = (np.arange(length) < np.array(lengths)[:, None]).astype(np.int64)
         if self.full_head:
             batch["labels"] = labels
         else:
             batch["predicted_positions"], batch["labels"] = gather_predicted(labels, *row_numbers(length, self.law))
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+        return {name: torch.as_tensor(array) for name, array in batch.items()}
 
 
 def row_numbers(length: int, law: MaskingLaw) -> tuple[int, int]:

@@ -143,7 +143,7 @@ class PermutationCollator:
         """Of B samples of L tokens with R rows to predict:
 
         input_ids: int64 (B, L).
-        perm_mask: float32 (B, L, L), 1 where i must not see j.
+        perm_mask: float32 (B, L, L), 1 where i must not see j, which a token of another document is not seen by either.
         target_mapping: float32 (B, R, L), a one for the position of each row; rows that are not needed are zero. With
             full_head the identity, and R = L.
         predicted_positions: int64 (B, R), without full_head: the position of each row, 0 for those not needed.
@@ -160,13 +160,16 @@ class PermutationCollator:
             length = self.pad_to or _round_up(length)
         count = length if self.full_head else max(len(sample["positions"]) for sample in samples)
         input_ids = np.full((batch, length), self.pad_id, dtype=np.int64)
-        perm_mask = np.zeros((batch, length, length), dtype=np.float32)
+        perm_mask = np.zeros((batch, length, length), dtype=bool)
         positions = np.zeros((batch, count), dtype=np.int64)
         labels = np.full((batch, count), IGNORED, dtype=np.int64)
         for row, sample in enumerate(samples):
             size, targets = len(sample["input_ids"]), len(sample["positions"])
             input_ids[row, :size] = sample["input_ids"]
             perm_mask[row, :size, :size] = sample["perm_mask"]
+            if "documents" in sample:
+                documents = sample["documents"]
+                perm_mask[row, :size, :size] |= documents[:, None] != documents
             positions[row, :targets] = sample["positions"]
             labels[row, :targets] = sample["labels"]
         if self.full_head:
@@ -175,7 +178,12 @@ class PermutationCollator:
             target_mapping = np.zeros((batch, count, length), dtype=np.float32)
             # A one in an unneeded row would add its query to that of position 0.
             np.put_along_axis(target_mapping, positions[..., None], (labels != IGNORED)[..., None], axis=2)
-        arrays = {"input_ids": input_ids, "perm_mask": perm_mask, "target_mapping": target_mapping, "labels": labels}
+        arrays = {
+            "input_ids": input_ids,
+            "perm_mask": perm_mask.astype(np.float32),
+            "target_mapping": target_mapping,
+            "labels": labels,
+        }
         if not self.full_head:
             arrays["predicted_positions"] = positions
         if is_padded:

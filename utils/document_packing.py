@@ -1,0 +1,142 @@
+"""Whole documents packed into blocks: each one attends to itself alone, and its positions begin at 0.
+
+A document longer than a block is cut into pieces, each of which stands for itself. The others are placed by best fit: the
+longest first, each into the fullest block that still has room for it (Johnson 1973; for language models
+arXiv:2404.10830).
+"""
+
+import bisect
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.errors import UsageError
+
+FILLER = -1  # the document's number where a block is not full
+
+
+class DocumentBlocks(torch.utils.data.Dataset):
+    """Blocks of whole documents.
+
+    Item i is {"input_ids": the tokens of its documents end to end, "documents": each token's document, 0 for the first in
+    the block}, both of shape (at most block_size,).
+
+    ids: all documents end to end, any integer type; it is read block by block. ends: int64, where each document ends.
+    Documents without a token are left out.
+    """
+
+    def __init__(self, ids: np.ndarray, ends: np.ndarray, block_size: int):
+        self.ids = ids
+        self.starts, self.ends = pieces(ends, block_size)
+        self.blocks = best_fit(self.ends - self.starts, block_size)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        members = self.blocks[index]
+        parts = [self.ids[self.starts[member] : self.ends[member]] for member in members]
+        lengths = [len(part) for part in parts]
+        return {"input_ids": np.concatenate(parts), "documents": np.repeat(np.arange(len(parts)), lengths)}
+
+
+def pieces(ends: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends), int64: of each document, or of its pieces of block_size tokens where it is longer."""
+    ends = np.asarray(ends, dtype=np.int64)
+    starts = ends - np.diff(ends, prepend=0)
+    counts = -(-(ends - starts) // block_size)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    begins = np.repeat(starts, counts) + (np.arange(len(first)) - first) * block_size
+    return begins, np.minimum(begins + block_size, np.repeat(ends, counts))
+
+
+def best_fit(lengths: np.ndarray, block_size: int) -> list[np.ndarray]:
+    """Which pieces each block holds, int64 arrays of their numbers in ascending order; blocks by their first piece.
+
+    lengths: of the pieces, from 1 to block_size tokens.
+    """
+    assert len(lengths) == 0 or (lengths.min() > 0 and lengths.max() <= block_size)
+    rooms: list[int] = []  # that some open block has, ascending
+    open_blocks: dict[int, list[list[int]]] = {}  # by room
+    blocks: list[list[int]] = []
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        place = bisect.bisect_left(rooms, length)
+        if place < len(rooms):
+            room = rooms[place]
+            block = open_blocks[room].pop()
+            if not open_blocks[room]:
+                del open_blocks[room], rooms[place]
+        else:
+            room, block = block_size, []
+            blocks.append(block)
+        block.append(piece)
+        if room > length:
+            if room - length not in open_blocks:
+                bisect.insort(rooms, room - length)
+            open_blocks.setdefault(room - length, []).append(block)
+    return sorted((np.sort(np.array(block)) for block in blocks), key=lambda block: block[0])
+
+
+def collate(blocks: list[dict], length: int) -> dict[str, torch.Tensor]:
+    """`documents`, FILLER where a block is not full, and `position_ids`, from 0 in each: int64 (batch, length)."""
+    documents = np.full((len(blocks), length), FILLER, dtype=np.int64)
+    for row, block in enumerate(blocks):
+        documents[row, : len(block["documents"])] = block["documents"]
+    place = np.arange(length)
+    begins = np.ones_like(documents, dtype=bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    position_ids = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    return {"documents": torch.from_numpy(documents), "position_ids": torch.from_numpy(position_ids)}
+
+
+def visible(documents: torch.Tensor, causal: bool) -> torch.Tensor:
+    """Which position (dim 2) sees which (dim 3): bool (batch, 1, length, length). documents: (batch, length)."""
+    seen = documents[:, None, :, None] == documents[:, None, None, :]
+    return seen.tril() if causal else seen
+
+
+def keep_documents_apart(model: nn.Module) -> None:
+    """Lets GPT, GPT-2, BERT, RoBERTa, ALBERT or DistilBERT take the `documents` of a batch: a mask is made of them.
+
+    XLNet needs nothing: its positions are relative, and its collator puts documents into perm_mask. Raises UsageError for
+    an attention that takes no mask of its own.
+    """
+    kind = model.config.model_type
+    assert kind != "xlnet"
+    attention = model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise UsageError(
+            f"--packing documents does not work with --attn_implementation {attention}; leave one of them out"
+        )
+    is_causal = kind in ("gpt2", "openai-gpt")
+    # RoBERTa and its like number their positions from the padding id on.
+    first = model.config.pad_token_id + 1 if kind in ("roberta", "xlm-roberta", "camembert") else 0
+    now: dict = {}  # of the batch in hand
+
+    def take_documents(_: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
+        documents = named.pop("documents", None)
+        now["mask"] = None
+        if documents is not None:
+            seen = visible(documents, is_causal)
+            named["position_ids"] = named["position_ids"] + first
+            if kind == "openai-gpt":
+                now["mask"] = additive(seen, model.dtype)
+            else:
+                named["attention_mask"] = additive(seen, model.dtype) if attention == "eager" else seen
+        return arguments, named
+
+    def mask_block(_: nn.Module, arguments: tuple) -> tuple | None:
+        # This model makes a mask of its own of two dimensions only.
+        return None if now["mask"] is None else (arguments[0], now["mask"], *arguments[2:])
+
+    model.register_forward_pre_hook(take_documents, with_kwargs=True)
+    if kind == "openai-gpt":
+        for block in model.transformer.h:
+            block.register_forward_pre_hook(mask_block)
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores: 0 where `seen`, else the least number of the type."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
