@@ -456,3 +456,4 @@ def test_throughput_counts_samples_and_tokens_after_the_warm_up(tmp_path):
     assert trainer.throughput.samples == 18 * 4
     assert metrics["tokens_per_second"] == pytest.approx(16 * metrics["fps"], rel=1e-2)
     assert trainer.throughput.paused > 0
+    assert len(logged(trainer, "data_wait")) == 20 and all(0 < share < 1 for share in logged(trainer, "data_wait"))

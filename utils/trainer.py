@@ -268,11 +268,19 @@ class LanguageModelingTrainer(Trainer):
 
     # ---- log ----
     def log(self, logs, start_time=None) -> None:
+        if "loss" in logs:
+            logs["data_wait"] = round(self.throughput.data_wait_since_log(), 4)
         if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
             scaler = self.accelerator.scaler
             logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
             logs["skipped_steps"] = scaler.skipped_steps if scaler is not None else 0
         super().log(logs, start_time)
+
+    def get_batch_samples(self, *arguments, **named):
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*arguments, **named)
+        self.throughput.wait(time.perf_counter() - start)
+        return batches
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         samples, tokens = inputs["input_ids"].shape[0], inputs["input_ids"].numel()
