@@ -25,7 +25,7 @@ def main() -> None:
         return
 
     # Text, tokenizer, blocks.
-    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token)
+    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
     config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)

@@ -25,7 +25,7 @@ def main() -> None:
         return
 
     # Text, tokenizer, sequences.
-    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token)
+    text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
     config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_mlm.py")
     tokenization.check_mask_token(tokenizer)

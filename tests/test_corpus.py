@@ -286,3 +286,42 @@ def test_files_that_are_not_there(tmp_path, load):
     mixed = refusal(load, train_file=[text, table])
     assert "different kinds" in mixed and text in mixed and table in mixed
     assert "different kinds" in refusal(load, train_file=[table, write(tmp_path, "a.tsv")])
+
+
+# ---- several files by weight ----
+def mix(tmp_path, **more) -> dict:
+    for name, count in (("a", 30), ("b", 300)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {number}\n" for number in range(count)))
+    arguments = {"data_mix": [f"{tmp_path / 'a.txt'}=3", f"{tmp_path / 'b.txt'}=1"], **more}
+    return corpus.load_text(DataArguments(**arguments), ["train", "validation"], str(tmp_path / "cache"), seed=7)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_mix_draws_by_weight_until_all_is_read(tmp_path, streaming):
+    text = mix(tmp_path, streaming=streaming, validation_split_percentage=10)
+    train = [row["text"].strip() for row in text["train"]]
+    validation = [row["text"].strip() for row in text["validation"]]
+    of_a = [document for document in train if document.startswith("a")]
+    assert len(of_a) / len(train) == pytest.approx(0.75, abs=0.05)
+    assert set(train) | set(validation) == {f"a {i}" for i in range(30)} | {f"b {i}" for i in range(300)}
+    assert not set(train) & set(validation)
+    # In each file's own order, again and again.
+    first = of_a[: len(set(of_a))]
+    assert of_a == (first * (len(of_a) // len(first) + 1))[: len(of_a)]
+    assert train == [row["text"].strip() for row in text["train"]]
+
+
+def test_a_mix_with_a_validation_file_keeps_it(tmp_path):
+    (tmp_path / "v.txt").write_text("v\n")
+    assert mix(tmp_path, validation_file=[str(tmp_path / "v.txt")])["validation"]["text"] == ["v\n"]
+
+
+@pytest.mark.parametrize("part", ["a.txt", "a.txt=0", "a.txt=-1", "a.txt=x", "=1", "a.txt=inf"])
+def test_a_part_of_a_mix_without_a_weight_is_refused(part):
+    with pytest.raises(UsageError, match="--data_mix"):
+        DataArguments(data_mix=[part])
+
+
+def test_a_mix_and_another_source_are_refused():
+    with pytest.raises(UsageError, match="give one source"):
+        DataArguments(data_mix=["a.txt=1"], train_file=["b.txt"])

@@ -367,7 +367,7 @@ def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:
     """Raises UsageError for a run that cannot be, as far as flags alone tell."""
     if not (args.do_train or args.do_eval):
         raise UsageError("nothing to do: add --do_train, --do_eval or both")
-    if args.do_train and data.dataset_name is None and data.train_file is None:
+    if args.do_train and not (data.dataset_name or data.train_file or data.data_mix):
         raise UsageError("--do_train: no training text; add --train_file FILE")
     if args.do_train and data.streaming and args.max_steps <= 0:
         raise UsageError("--streaming: a stream has no length that epochs could be counted by; add --max_steps N")

@@ -1,6 +1,7 @@
 """Where text comes from: the hub, files, a folder saved by `datasets`, a stream; and the validation split."""
 
 import contextlib
+import dataclasses
 import glob
 import logging
 import os
@@ -40,14 +41,18 @@ def load_text(
     needed: list[str],
     cache_dir: str | None = None,
     token: str | None = None,
+    seed: int = 0,
 ) -> dict[str, Text]:
     """{"train": ..., "validation": ...}, each with the one column `text`, of what `data` names.
 
     needed: the splits that the run uses; one of them missing, or empty, is an error. Where there is no validation
     split, the first `validation_split_percentage` of the training text is taken for it, as transformers' scripts do.
+    seed: of the draws from several files (--data_mix).
 
     Raises UsageError, naming flag or file and the remedy.
     """
+    if data.data_mix:
+        return _load_mix(data, needed, cache_dir, token, seed)
     if data.dataset_name is not None:
         splits = _load_dataset(data, cache_dir, token)
     else:
@@ -63,6 +68,29 @@ def load_text(
 
 
 # ---- sources ----
+def _load_mix(
+    data: DataArguments, needed: list[str], cache_dir: str | None, token: str | None, seed: int
+) -> dict[str, Text]:
+    """Each file's training text, drawn from by weight; a file that is read through begins again until all have been."""
+    shares = data.mixed_files()
+    parts = [
+        load_text(dataclasses.replace(data, data_mix=None, train_file=[file]), needed, cache_dir, token)
+        for file in shares
+    ]
+    texts = {}
+    if "train" in needed:
+        texts["train"] = datasets.interleave_datasets(
+            [part["train"] for part in parts],
+            probabilities=list(shares.values()),
+            seed=seed,
+            stopping_strategy="all_exhausted",
+        )
+    if "validation" in needed:
+        own = [part["validation"] for part in parts]
+        texts["validation"] = own[0] if data.validation_file else datasets.concatenate_datasets(own)
+    return texts
+
+
 def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Text]:
     name = os.path.expanduser(data.dataset_name)
     if os.path.isfile(name):

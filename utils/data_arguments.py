@@ -24,6 +24,13 @@ class DataArguments:
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Validation text, as train_file. Default: a part of the training text."}
     )
+    data_mix: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training text drawn from several files: FILE=WEIGHT ..., weights in any unit. Each draw takes the next "
+            "document of a file that is chosen by weight; an epoch ends when all have been read through."
+        },
+    )
     text_column: str | None = field(
         default=None, metadata={"help": "The column that holds the text. Default: `text`, else the first one."}
     )
@@ -48,7 +55,11 @@ class DataArguments:
     keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line breaks of text files."})
 
     def __post_init__(self) -> None:
-        files = self.train_file or self.validation_file
+        files = self.train_file or self.validation_file or self.data_mix
+        if self.data_mix is not None and (self.train_file or self.dataset_name):
+            other = f"--train_file {self.train_file[0]}" if self.train_file else f"--dataset_name {self.dataset_name}"
+            raise UsageError(f"--data_mix and {other}: give one source")
+        self.mixed_files()
         if self.dataset_name is None and not files:
             raise UsageError("no text: add --train_file FILE, or --dataset_name NAME for a dataset on the hub")
         if self.dataset_name is not None and files:
@@ -66,6 +77,22 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: give 1 or more, or leave it out")
+
+    def mixed_files(self) -> dict[str, float]:
+        """The files of --data_mix and their shares, which sum up to 1; none without it. Raises UsageError."""
+        weights: dict[str, float] = {}
+        for part in self.data_mix or []:
+            file, _, number = part.rpartition("=")
+            try:
+                weight = float(number)
+            except ValueError:
+                weight = 0.0
+            if not file or not 0 < weight < float("inf"):
+                raise UsageError(f"--data_mix {part}: give FILE=WEIGHT with a weight above 0, such as texts.txt=2")
+            if file in weights:
+                raise UsageError(f"--data_mix {part}: {file} is named twice")
+            weights[file] = weight
+        return {file: weight / sum(weights.values()) for file, weight in weights.items()}
 
 
 @dataclass
