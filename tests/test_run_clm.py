@@ -343,6 +343,7 @@ def one_error_line(done) -> str:
         (["--train_file", "tests"], "--train_file tests: is a folder"),
         (["--train_file", "{train}", "--block_size", 128], "--block_size 128: the model has 64 positions"),
         (["--train_file", "{train}", "--tokenizer_name", "{trained}", "--config_overrides", "vocab_size=50"], "vocab_size="),
+        (["--train_file", "{train}", "--model_type", "bert", "--config_overrides", "hidden_size=24"], "bert: a model of this kind is trained by run_mlm.py"),
         (["--train_file", "{train}", "--fp16_opt_level", "O2"], "--fp16_opt_level O2 needs a half type"),
         (["--train_file", "{train}", "--use_combine_grad", "--optim", "adafactor"], "--optim adafactor"),
         (["--train_file", "{train}", "--model_type", "gtp2"], "--model_type gtp2"),

@@ -114,6 +114,7 @@ def test_a_stream_trains(corpus, tmp_path):
     [
         (["--model_type", "gpt2"], "gpt2: a model of this kind is trained by run_clm.py, not by run_mlm.py"),
         (["--model_type", "xlnet", "--config_overrides", "d_model=32,n_head=2,n_layer=1"], "trained by run_plm.py"),
+        (["--model_type", "bert", "--config_overrides", "hidden_size=30,num_attention_heads=4"], "not a multiple of"),
         (["--model_type", "bert", "--tokenizer_name", "{gpt2}"], "--tokenizer_name: the tokenizer has no mask token"),
         (
             ["--model_type", "bert", "--mlm_probability", "1.5"],
@@ -134,6 +135,22 @@ def test_bad_input_is_one_line(corpus, tokenizer_without_mask, tmp_path, flags, 
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if "error:" in line]
     assert len(lines) == 1 and words in lines[0], done.stderr
+
+
+def test_too_little_text_to_predict_anything_of_is_one_line(files, tmp_path):
+    done = run_script(
+        "run_mlm.py", *from_scratch("bert"), *files, *SHORT, "--max_eval_samples", 1, "--mlm_probability", 1e-6,
+        "--do_eval", "--output_dir", tmp_path, expect=2,
+    )  # fmt: skip
+    assert "--do_eval: nothing is predicted in so little validation text" in done.stderr
+
+
+def test_another_masked_model_gets_a_tokenizer_with_a_mask(files, tmp_path):
+    run_script(
+        "run_mlm.py", "--model_type", "electra", "--config_overrides", SMALL, "--vocab_size", 400, *files, *SHORT,
+        "--max_steps", 2, "--do_train", "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["mask_token"] == "<mask>"
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs the texts in ../shared/data")

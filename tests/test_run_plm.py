@@ -101,6 +101,10 @@ def test_overrides_save_a_config_that_loads(files, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (
+            ["--model_type", "xlnet", "--config_overrides", "d_model=30,n_head=4"],
+            "--config_overrides d_model=30,n_head=4: ",
+        ),
         (["--model_type", "bert"], "bert: a model of this kind is trained by run_mlm.py, not by run_plm.py"),
         (
             ["--model_type", "xlnet", "--plm_probability", 0],

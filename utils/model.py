@@ -42,7 +42,7 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
             # Made anew from the settings that were named, so that those which derive from them follow (XLNet's d_head).
             named = [setting.split("=")[0].strip() for setting in model.config_overrides.split(",")]
             config = type(config)(**{name: getattr(config, name) for name in named})
-        except (ValueError, KeyError) as error:
+        except Exception as error:  # of the configuration's own checks, too, which raise what they like
             raise UsageError(f"--config_overrides {model.config_overrides}: {one_line(error)}") from error
         logger.info("from scratch: %s with %s", model.model_type, model.config_overrides)
     return config
@@ -126,11 +126,13 @@ def check_vocabulary(tokenizer: Tokenizer, config: PreTrainedConfig) -> None:
 def check_objective(config: PreTrainedConfig, script: str) -> None:
     """Raises UsageError for a model that another script trains, naming that script."""
     kind = config.model_type
-    belongs = "run_clm.py" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
-    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        belongs = script if script == "run_clm.py" and belongs else "run_mlm.py"
     if kind == "xlnet":
-        belongs = script if script == "run_clm.py" else "run_plm.py"
+        belongs = "run_plm.py"
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # BERT and its like predict from both sides, unless they are told to be decoders.
+        belongs = "run_clm.py" if script == "run_clm.py" and getattr(config, "is_decoder", False) else "run_mlm.py"
+    else:
+        belongs = "run_clm.py" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
     if belongs is None:
         raise UsageError(f"{kind}: none of the scripts trains a model of this kind")
     if belongs != script:

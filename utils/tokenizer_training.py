@@ -6,6 +6,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as AnyTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from utils.errors import UsageError, one_line
 from utils.tokenization import BATCH, documents_of
@@ -18,7 +19,7 @@ def train(text: Dataset | IterableDataset, model_type: str, vocab_size: int) -> 
     """A tokenizer of the kind that `model_type` was published with, trained on the column `text`.
 
     bert, distilbert: WordPiece, lower case. albert, xlnet: Unigram, with each one's special tokens at their positions.
-    roberta: byte-level BPE with RoBERTa's special tokens. Any other: byte-level BPE of GPT-2's kind.
+    roberta and other masked models: byte-level BPE with RoBERTa's special tokens. Any other: of GPT-2's kind.
     Byte-level BPE comes out the same each time; the trainers of WordPiece and Unigram walk through hash tables and number
     their tokens anew in each process, so a run that resumes takes the tokenizer that it saved.
 
@@ -31,10 +32,10 @@ def train(text: Dataset | IterableDataset, model_type: str, vocab_size: int) -> 
         "distilbert": train_wordpiece,
         "albert": train_albert_unigram,
         "xlnet": train_xlnet_unigram,
-        "roberta": train_roberta_bpe,
     }
+    otherwise = train_roberta_bpe if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else train_byte_level_bpe
     try:
-        tokenizer = makers.get(model_type, train_byte_level_bpe)(text, vocab_size)
+        tokenizer = makers.get(model_type, otherwise)(text, vocab_size)
     except Exception as error:  # tokenizers raises bare ones
         raise UsageError(f"--vocab_size {vocab_size}: {one_line(error)}") from error
     if len(tokenizer) > vocab_size:

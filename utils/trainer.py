@@ -17,6 +17,7 @@ from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_hos
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
+from utils.errors import UsageError
 from utils.metrics import RunningSums, Throughput, TokenAccuracy
 
 logger = logging.getLogger(__name__)
@@ -246,6 +247,8 @@ class LanguageModelingTrainer(Trainer):
         output = super().evaluation_loop(*arguments, **named)
         if self.running_sums is not None:
             correct, targets, negative_log_likelihood = self.running_sums.tolist()
+            if targets == 0:
+                raise UsageError("--do_eval: nothing is predicted in so little validation text; give more of it")
             metrics = TokenAccuracy().compute(
                 correct=[correct], targets=[targets], negative_log_likelihood=[negative_log_likelihood]
             )
