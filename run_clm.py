@@ -29,7 +29,7 @@ def main() -> None:
     config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
-    blocks = packing.make_samples(text, tokenizer, block_size, data_args, args)
+    blocks, figures = packing.make_samples(text, tokenizer, block_size, data_args, args, model_args.cache_dir)
     output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
@@ -51,7 +51,7 @@ def main() -> None:
     )
 
     # Train, evaluate, report.
-    results = training.train_and_evaluate(trainer, claim.checkpoint)
+    results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="text-generation")
 
 

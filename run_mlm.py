@@ -30,7 +30,9 @@ def main() -> None:
     model.check_objective(config, "run_mlm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
-    samples = packing.make_samples(text, tokenizer, length, data_args, args, data_args.line_by_line)
+    samples, figures = packing.make_samples(
+        text, tokenizer, length, data_args, args, model_args.cache_dir, data_args.line_by_line
+    )
 
     # What is hidden: drawn anew in each epoch, for each sample by itself.
     law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
@@ -57,7 +59,7 @@ def main() -> None:
     )
 
     # Train, evaluate, report.
-    results = training.train_and_evaluate(trainer, claim.checkpoint)
+    results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="fill-mask")
 
 

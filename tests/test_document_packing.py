@@ -202,7 +202,7 @@ def test_the_scripts_train_and_evaluate_on_whole_documents(script, paragraphs, t
     command += ["--per_device_train_batch_size", 4, "--learning_rate", 3e-3, "--max_steps", 20, "--logging_steps", 5]
     half = ["--bf16", "--fp16_opt_level", "O2", "--use_combine_grad"]
     done = run_script(script, *command, *half, "--do_train", "--do_eval", "--output_dir", tmp_path)
-    assert "30 lines" in done.stdout and "% full" in done.stdout
+    assert "30 documents" in done.stdout and "% full, no token dropped" in done.stdout
     assert losses(tmp_path)[-1] < losses(tmp_path)[0]
     assert results(tmp_path)["eval_loss"] > 0
 

@@ -5,20 +5,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, IterableDataset, Sequence, Value
+from datasets import IterableDataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, OpenAIGPTConfig, XLNetConfig
 
 from utils.errors import UsageError
-from utils.packing import StreamedBlocks, choose_block_size, pack
+from utils.objectives import causal
+from utils.packing import StreamedBlocks, choose_block_size, figures, lines, pack
+from utils.token_cache import Tokens
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50_000), max_size=9), max_size=30)
 
 
-def tokenized(documents: list[list[int]]) -> Dataset:
-    features = Features({"input_ids": Sequence(Value("int32"))})
-    return Dataset.from_dict({"input_ids": documents}, features=features)
+def tokenized(documents: list[list[int]], dtype=np.uint16) -> Tokens:
+    ids = [token for document in documents for token in document]
+    return Tokens(np.array(ids, dtype=dtype), np.cumsum([len(document) for document in documents], dtype=np.int64))
 
 
 def streamed(documents: list[list[int]]) -> IterableDataset:
@@ -54,17 +56,28 @@ def test_one_remainder_is_dropped_of_thousands_of_documents():
     documents = [[i, i + 1, i + 2] for i in range(3501)]
     blocks = pack(tokenized(documents), 8, "train")
     assert len(blocks) == 3501 * 3 // 8
-    assert blocks.ids.dtype == np.int32
+    assert blocks[0]["input_ids"].dtype == np.int64
     assert rows(blocks[i] for i in range(len(blocks))) == expected(documents, 8)
 
 
-def test_a_selection_is_packed_in_its_own_order():
-    documents = [[i] * 2 for i in range(10)]
-    assert rows([pack(tokenized(documents).select([7, 2]), 4, "train")[0]]) == [[7, 7, 2, 2]]
+def test_ids_beyond_the_sign_bit_of_their_type_stay_what_they_are():
+    blocks = pack(tokenized([[65_535, 40_000]]), 2, "train")
+    batch = causal.collate([blocks[0]])
+    assert batch["input_ids"].tolist() == [[65_535, 40_000]] and batch["input_ids"].dtype == torch.int64
+    short = lines(tokenized([[65_535], [], [1, 2]]), "train")
+    assert [short[i]["input_ids"].tolist() for i in range(3)] == [[65_535], [], [1, 2]]
+
+
+def test_figures_count_every_token():
+    found = figures(Tokens(np.zeros(10, np.uint8), np.array([10]), seconds=1.5), 4)
+    assert found == {"data_seconds": 1.5, "data_tokens": 10, "data_dropped_tokens": 2}
+    found = figures(Tokens(np.zeros(10, np.uint8), np.array([4, 10]), seconds=1.5, cut_off=3))
+    assert found == {"data_seconds": 1.5, "data_tokens": 13, "data_dropped_tokens": 3}
+    assert figures(None) == figures(streamed([[1]]), 4) == {}
 
 
 def test_a_limit_takes_the_first_blocks():
-    tokens = Dataset.from_dict({"input_ids": [list(range(12))]})
+    tokens = tokenized([list(range(12))])
     assert rows(pack(tokens, 3, "train", 2)[i] for i in range(2)) == [[0, 1, 2], [3, 4, 5]]
     assert [len(pack(tokens, 3, "train", limit)) for limit in (None, 1, 4, 9)] == [4, 1, 4, 4]
 

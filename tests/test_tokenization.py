@@ -1,5 +1,7 @@
 """Token ids are the plain tokenizer's; a tokenizer that was trained here comes back from its folder unchanged."""
 
+import datasets
+import numpy as np
 import pytest
 import tokenizers
 from datasets import Dataset, IterableDataset
@@ -9,8 +11,9 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from utils import sample_corpus
 from utils.errors import UsageError
-from utils.tokenization import tokenize
-from utils.tokenizer_training import train_byte_level_bpe
+from utils.token_cache import Tokens
+from utils.tokenization import chunks, tokenize
+from utils.tokenizer_training import train, train_byte_level_bpe
 
 ODD_TEXT = " two  spaces\n\ttab\r\nGrüße 你好 😀 e\u0301 \u200d \x00 \ufeff<|endoftext|> don't 12345 "
 
@@ -28,37 +31,70 @@ def tokenizer(text):
     return train_byte_level_bpe(text, 400)
 
 
+def documents(tokens: Tokens) -> list[list[int]]:
+    """The ids of each document."""
+    return [ids.tolist() for ids in np.split(tokens.ids, tokens.ends)[:-1]]
+
+
 def as_stream(text: Dataset) -> IterableDataset:
     return text.to_iterable_dataset()
 
 
 # ---- text to ids ----
-@pytest.mark.parametrize("processes", [None, 2])
-def test_ids_are_the_plain_tokenizers(processes, text, tokenizer):
-    tokens = tokenize(text, tokenizer, processes)
-    assert tokens.column_names == ["input_ids"]
-    assert tokens.features["input_ids"].feature.dtype == "int32"
-    assert list(tokens["input_ids"]) == [tokenizer(row or "")["input_ids"] for row in text["text"]]
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_ids_are_the_plain_tokenizers(threads, text, tokenizer, tmp_path):
+    tokens = tokenize(text, tokenizer, tmp_path, threads=threads)
+    assert tokens.ids.dtype == np.uint16 and tokens.ends.dtype == np.int64
+    assert documents(tokens) == [tokenizer(row or "")["input_ids"] for row in text["text"]]
 
 
-def test_a_stream_has_the_same_ids(text, tokenizer):
-    stream = list(tokenize(as_stream(text), tokenizer))
-    assert stream == list(tokenize(text, tokenizer))
+def test_a_stream_has_the_same_ids(text, tokenizer, tmp_path):
+    stream = [row["input_ids"] for row in tokenize(as_stream(text), tokenizer)]
+    assert stream == documents(tokenize(text, tokenizer, tmp_path))
 
 
-def test_special_tokens_are_as_the_tokenizer_adds_them(tokenizer):
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "bert", "xlnet"])
+def test_a_limit_cuts_documents_and_leaves_blank_ones_out(kind, side, text, tmp_path):
+    tokenizer = train(text, kind, 400)
+    tokenizer.truncation_side = side
+    rows = [row for row in [*text["text"], "\u3000 \x1c\n"] if row is not None and row.strip()]
+    tokens = tokenize(
+        Dataset.from_dict({"text": [*text["text"], "\u3000 \x1c\n"]}), tokenizer, tmp_path, max_length=12
+    )
+    assert documents(tokens) == [tokenizer(row, truncation=True, max_length=12)["input_ids"] for row in rows]
+    assert tokens.cut_off == sum(len(tokenizer(row)["input_ids"]) for row in rows) - len(tokens.ids) > 0
+
+
+def test_chunks_are_the_documents_in_order():
+    rows = ["a" * size for size in (0, 3, 50, 1, 0, 9, 11, 10, 0)] + [None, "é"]
+    text = datasets.concatenate_datasets([Dataset.from_dict({"text": rows}), Dataset.from_dict({"text": rows[::-1]})])
+    expected = [row or "" for row in text["text"]]
+    for size in (1, 10, 11, 1000):
+        arrays = [chunk.to_pylist() for chunk in chunks(text, size)]
+        assert [row for array in arrays for row in array] == expected
+        assert all(sum(map(len, array)) <= size + 1 or len([row for row in array if row]) == 1 for array in arrays)
+    shuffled = text.select([5, 2, 2, 20])
+    assert [row for chunk in chunks(shuffled, 20) for row in chunk.to_pylist()] == [expected[i] for i in (5, 2, 2, 20)]
+
+
+def test_special_tokens_are_as_the_tokenizer_adds_them(tmp_path):
     vocabulary = {"[CLS]": 0, "[SEP]": 1, "[UNK]": 2, "a": 3}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     words.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 1), ("[CLS]", 0))
-    tokens = tokenize(Dataset.from_dict({"text": ["a b", ""]}), PreTrainedTokenizerFast(tokenizer_object=words))
-    assert list(tokens["input_ids"]) == [[0, 3, 2, 1], [0, 1]]
+    tokens = tokenize(
+        Dataset.from_dict({"text": ["a b", ""]}), PreTrainedTokenizerFast(tokenizer_object=words), tmp_path
+    )
+    assert documents(tokens) == [[0, 3, 2, 1], [0, 1]]
+    assert tokens.ids.dtype == np.uint8
 
 
-def test_missing_text_is_no_token(tokenizer):
+def test_missing_text_is_no_token(tokenizer, tmp_path):
     rows = Dataset.from_dict({"text": [None, "a", ""]})
-    for text in (rows, as_stream(rows)):
-        assert [row["input_ids"] for row in tokenize(text, tokenizer)] == [[], tokenizer("a")["input_ids"], []]
+    expected = [[], tokenizer("a")["input_ids"], []]
+    assert documents(tokenize(rows, tokenizer, tmp_path)) == expected
+    assert [row["input_ids"] for row in tokenize(as_stream(rows), tokenizer)] == expected
 
 
 def test_a_stream_of_something_else_than_text(tokenizer):
@@ -68,11 +104,11 @@ def test_a_stream_of_something_else_than_text(tokenizer):
             use()
 
 
-def test_long_documents_are_neither_cut_nor_warned_of(text, tokenizer, caplog):
+def test_long_documents_are_neither_cut_nor_warned_of(text, tokenizer, caplog, tmp_path):
     long = "".join(row or "" for row in text["text"])
     short = train_byte_level_bpe(text, 400)
     short.model_max_length = 16
-    [ids] = tokenize(Dataset.from_dict({"text": [long]}), short)["input_ids"]
+    [ids] = documents(tokenize(Dataset.from_dict({"text": [long]}), short, tmp_path))
     assert tokenizer.decode(ids) == long
     assert "longer than" not in caplog.text
 

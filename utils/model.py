@@ -90,7 +90,8 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Trains a tokenizer of the family's own kind on the corpus, saves it in the output folder and fits `config` to it.
 
-    The main process trains, the others load what it saved.
+    The main process trains, then all load what it saved: that may be written otherwise inside, and the cache of token ids
+    has one place for it.
     """
     with args.main_process_first(local=False, desc="training the tokenizer"):
         if args.process_index == 0:
@@ -98,8 +99,7 @@ def train_tokenizer(
             tokenizer.model_max_length = position_count(config) or tokenizer.model_max_length
             tokenizer.save_pretrained(args.output_dir)
             logger.info("no tokenizer named: trained one of %d tokens, saved in %s", len(tokenizer), args.output_dir)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
+        tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
     fit(config, tokenizer)
     return tokenizer
 

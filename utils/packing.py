@@ -12,6 +12,7 @@ from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
 from utils.document_packing import DocumentBlocks
 from utils.errors import UsageError
+from utils.token_cache import Tokens
 from utils.tokenization import check_room, tokenize_all
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,11 @@ def make_samples(
     length: int,
     data: DataArguments,
     args: LanguageModelingArguments,
+    cache_dir: str | None = None,
     line_by_line: bool = False,
-) -> "dict[str, Blocks | DocumentBlocks | Lines | StreamedBlocks]":
-    """Each split of `text` as --packing says in blocks of `length` tokens or, line by line, in samples of at most so many.
+) -> "tuple[dict[str, Blocks | DocumentBlocks | Lines | StreamedBlocks], dict[str, float]]":
+    """Each split of `text` as --packing says in blocks of `length` tokens or, line by line, in samples of at most so many;
+    and the `figures` of the training split.
 
     Raises UsageError for a split that has no text, or less than one block.
     """
@@ -71,16 +74,23 @@ def make_samples(
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples}
     if line_by_line:
         check_room(length, tokenizer)
-        tokens = tokenize_all(text, tokenizer, data, args, max_length=length)
-        return {split: lines(tokens[split], split, limits[split]) for split in tokens}
-    tokens = tokenize_all(text, tokenizer, data, args)
-    if data.packing == "documents":
-        return {split: whole_documents(tokens[split], length, split, limits[split]) for split in tokens}
-    return {split: pack(tokens[split], length, split, limits[split], flag) for split in tokens}
+    tokens = tokenize_all(text, tokenizer, data, args, cache_dir, length if line_by_line else None)
+    cut_every = None
+    if line_by_line:
+        samples = {split: lines(tokens[split], split, limits[split]) for split in tokens}
+    elif data.packing == "documents":
+        samples = {split: whole_documents(tokens[split], length, split, limits[split]) for split in tokens}
+    else:
+        samples = {split: pack(tokens[split], length, split, limits[split], flag) for split in tokens}
+        cut_every = length
+    return samples, figures(tokens.get("train"), cut_every)
 
 
 class Blocks(torch.utils.data.Dataset):
-    """Blocks of token ids. Item i is {"input_ids": an array of block_size ids}."""
+    """Blocks of token ids. Item i is {"input_ids": an int64 array of block_size ids}.
+
+    ids: of any integer type, (blocks, block_size).
+    """
 
     def __init__(self, ids: np.ndarray):
         self.ids = ids
@@ -89,11 +99,14 @@ class Blocks(torch.utils.data.Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"input_ids": self.ids[index]}
+        return {"input_ids": self.ids[index].astype(np.int64)}
 
 
 class Lines(torch.utils.data.Dataset):
-    """Documents of their own length each. Item i is {"input_ids": an array of its ids}."""
+    """Documents of their own length each. Item i is {"input_ids": an int64 array of its ids}.
+
+    ids: of any integer type, all documents end to end. ends: where each of them ends.
+    """
 
     def __init__(self, ids: np.ndarray, ends: np.ndarray):
         self.ids = ids
@@ -103,65 +116,90 @@ class Lines(torch.utils.data.Dataset):
         return len(self.ends)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"input_ids": self.ids[self.ends[index - 1] if index else 0 : self.ends[index]]}
+        start, end = (self.ends[index - 1] if index else 0), self.ends[index]
+        return {"input_ids": self.ids[start:end].astype(np.int64)}
 
 
-def lines(tokenized: Dataset, split: str, limit: int | None = None) -> Lines:
-    """Each document of `tokenized` as a sample; the first `limit` of them. Raises UsageError if there is none."""
-    column = tokenized.with_format("arrow")[: limit if limit is not None else len(tokenized)].column("input_ids")
-    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    ids = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    if not ids or sum(map(len, ids)) == 0:
+def figures(tokens: Tokens | IterableDataset | None, block_size: int | None = None) -> dict[str, float]:
+    """For all_results.json, of a split: data_seconds from text to token ids, when they were made; data_tokens of its text;
+    data_dropped_tokens of those, which are in no sample. Nothing is known of a stream.
+
+    block_size: where the ids are cut, if they are.
+    """
+    if not isinstance(tokens, Tokens):
+        return {}
+    remainder = len(tokens.ids) % block_size if block_size else 0
+    return {
+        "data_seconds": round(tokens.seconds, 3),
+        "data_tokens": len(tokens.ids) + tokens.cut_off,
+        "data_dropped_tokens": remainder + tokens.cut_off,
+    }
+
+
+def lines(tokens: Tokens, split: str, limit: int | None = None) -> Lines:
+    """Each document as a sample; the first `limit` of them. Raises UsageError if there is none."""
+    if len(tokens.ids) == 0:
         raise UsageError(f"the {split} text holds no token: all its lines are empty; name another text")
-    logger.info("%s: %d lines, %d tokens", split, len(tokenized), sum(map(len, ids)))
-    return Lines(np.concatenate(ids), np.cumsum(np.concatenate(lengths)))
+    logger.info(
+        "%s: %d lines, %d tokens, %d tokens beyond the length of a sample dropped",
+        split,
+        len(tokens.ends),
+        len(tokens.ids) + tokens.cut_off,
+        tokens.cut_off,
+    )
+    return Lines(tokens.ids, tokens.ends[:limit])
 
 
-def whole_documents(tokenized: Dataset, block_size: int, split: str, limit: int | None = None) -> DocumentBlocks:
-    """All documents of `tokenized` in blocks, none of them cut unless it is longer than a block; the first `limit` blocks.
+def whole_documents(tokens: Tokens, block_size: int, split: str, limit: int | None = None) -> DocumentBlocks:
+    """All documents in blocks, none of them cut unless it is longer than a block; the first `limit` blocks.
 
     Raises UsageError if there is no token.
     """
-    documents = lines(tokenized, split)
-    blocks = DocumentBlocks(documents.ids, documents.ends, block_size)
-    fill = len(documents.ids) / (len(blocks) * block_size)
-    logger.info("%s: %d blocks of up to %d tokens, %.1f %% full", split, len(blocks), block_size, 100 * fill)
+    if len(tokens.ids) == 0:
+        raise UsageError(f"the {split} text holds no token: all its documents are empty; name another text")
+    blocks = DocumentBlocks(tokens.ids, tokens.ends, block_size)
+    logger.info(
+        "%s: %d documents, %d tokens, %d blocks of up to %d, %.1f %% full, no token dropped",
+        split,
+        len(tokens.ends),
+        len(tokens.ids),
+        len(blocks),
+        block_size,
+        100 * len(tokens.ids) / (len(blocks) * block_size),
+    )
     blocks.blocks = blocks.blocks[:limit]
     return blocks
 
 
 def pack(
-    tokenized: Dataset | IterableDataset,
+    tokens: Tokens | IterableDataset,
     block_size: int,
     split: str,
     limit: int | None = None,
     flag: str = "--block_size",
 ) -> "Blocks | StreamedBlocks":
-    """All token ids of `tokenized` in blocks, the first `limit` of them; a stream's are cut while it is read.
+    """All token ids in blocks, the first `limit` of them; a stream's are cut while it is read.
 
     flag: what block_size is called on the command line. Only the remainder at the very end is dropped, and counted in the
     log; transformers' group_texts drops one for every 1,000 documents. Raises UsageError if there is not one block.
     """
-    if isinstance(tokenized, IterableDataset):
-        return StreamedBlocks(tokenized, block_size, limit, flag)
-    column = tokenized.with_format("arrow")[:].column("input_ids")
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    ids = np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.int32)
-    if len(ids) == 0:
+    if isinstance(tokens, IterableDataset):
+        return StreamedBlocks(tokens, block_size, limit, flag)
+    if len(tokens.ids) == 0:
         raise UsageError(f"the {split} text holds no token: all its documents are empty; name another text")
-    count = len(ids) // block_size
+    count = len(tokens.ids) // block_size
     if count == 0:
-        raise _too_short(flag, block_size, split, len(ids))
+        raise _too_short(flag, block_size, split, len(tokens.ids))
     logger.info(
         "%s: %d documents, %d tokens, %d blocks of %d, %d tokens dropped at the end",
         split,
-        len(tokenized),
-        len(ids),
+        len(tokens.ends),
+        len(tokens.ids),
         count,
         block_size,
-        len(ids) - count * block_size,
+        len(tokens.ids) - count * block_size,
     )
-    return Blocks(ids[: count * block_size].reshape(count, block_size)[:limit])
+    return Blocks(tokens.ids[: count * block_size].reshape(count, block_size)[:limit])
 
 
 def _too_short(flag: str, block_size: int, split: str, tokens: int) -> UsageError:

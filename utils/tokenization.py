@@ -1,17 +1,39 @@
 """Text to token ids."""
 
+import json
 import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-from datasets import Dataset, Features, IterableDataset, Sequence, Value
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import tokenizers
+import xxhash
+from datasets import Dataset, IterableDataset
+from datasets.fingerprint import Hasher
+from datasets.utils import tqdm
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from utils import fast_encoding, pieces, token_cache
 from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
+from utils.token_cache import Tokens, Totals, Writer, cached
 
 logger = logging.getLogger(__name__)
 
 BATCH = 1000
+ROWS = 4000  # read at once
+CHUNK_BYTES = 2_000_000  # encoded at once
+SAMPLE_DOCUMENTS = 16
+# A character that str.strip leaves, in the words of RE2.
+NOT_BLANK = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 
 
 def documents_of(batch: dict) -> list[str]:
@@ -28,52 +50,156 @@ def tokenize_all(
     tokenizer: PreTrainedTokenizerBase,
     data: DataArguments,
     args: LanguageModelingArguments,
+    cache_dir: str | None = None,
     max_length: int | None = None,
-) -> dict[str, Dataset | IterableDataset]:
-    """`tokenize` for every split; the main process first, the others then find its cached result."""
+) -> dict[str, Tokens | IterableDataset]:
+    """`tokenize` for every split; each node's main process first, the others then find what it cached."""
     tokens = {}
     for split, documents in text.items():
         with args.main_process_first(desc="tokenizing"):
-            tokens[split] = tokenize(
-                documents, tokenizer, data.preprocessing_num_workers, not data.overwrite_cache, max_length
-            )
+            # One process makes it anew, the others find that.
+            overwrite = data.overwrite_cache and args.local_process_index == 0
+            threads = data.preprocessing_num_workers
+            tokens[split] = tokenize(documents, tokenizer, cache_dir, overwrite, max_length, threads)
     return tokens
 
 
 def tokenize(
     text: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
-    processes: int | None = None,
-    use_cache: bool = True,
+    cache_dir: str | None = None,
+    overwrite: bool = False,
     max_length: int | None = None,
-) -> Dataset | IterableDataset:
-    """The column `input_ids` (int32) of each document's token ids, special tokens as the tokenizer adds them.
+    threads: int | None = None,
+) -> Tokens | IterableDataset:
+    """Each document's token ids, special tokens as the tokenizer adds them. Of a stream a stream, with `input_ids`.
 
-    max_length: what is beyond so many tokens of a document is cut off, and blank documents are left out.
+    cache_dir: where they are kept, in its folder `tokens`; by default with the data under HF_HOME. overwrite: make them
+    anew. max_length: what is beyond so many tokens of a document is cut off, and blank documents are left out.
+    threads: by default one for each core that the process may use.
     """
+    if isinstance(text, IterableDataset):
+        return _tokenize_stream(text, tokenizer, max_length)
+    description = describe(tokenizer)
+    folder = os.path.join(cache_dir or datasets.config.HF_DATASETS_CACHE, "tokens")
+    dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
 
+    def build(writer: Writer) -> Totals:
+        return _write_all(text, tokenizer, description, max_length, threads or len(os.sched_getaffinity(0)), writer)
+
+    return cached(folder, cache_key(text, tokenizer, description, max_length), dtype, build, overwrite)
+
+
+def describe(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The content of the tokenizer's tokenizer.json; None if it is of another library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        return None
+    # What the last call has left there; the next one sets both anew.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.to_str()
+
+
+def cache_key(
+    text: Dataset, tokenizer: PreTrainedTokenizerBase, description: str | None, max_length: int | None
+) -> str:
+    """32 hexadecimal digits of all that the ids depend on.
+
+    The fingerprint that `datasets` keeps of a dataset stands for its text; it follows the time of files.
+    """
+    parts = {
+        "layout": token_cache.LAYOUT,
+        "text": text._fingerprint,
+        "tokenizer": description or Hasher.hash(tokenizer),
+        "kind": type(tokenizer).__name__,
+        "split_special_tokens": getattr(tokenizer, "split_special_tokens", False),
+        "library": tokenizers.__version__,
+        "max_length": max_length,
+        "truncation_side": tokenizer.truncation_side if max_length is not None else None,
+    }
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+def _write_all(
+    text: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    description: str | None,
+    max_length: int | None,
+    threads: int,
+    writer: Writer,
+) -> Totals:
+    """Encodes all documents, several chunks at a time, and writes them in their order."""
+    begin = time.perf_counter()
+    first = ["" if document is None else document for document in text[:SAMPLE_DOCUMENTS]["text"]]
+    encode = fast_encoding.choose(tokenizer, description and json.loads(description), first, max_length)
+    totals = Totals()
+    size = 0
+    waiting: deque = deque()
+    bar = tqdm(total=len(text), unit=" documents", desc="Tokenizing")
+    with bar, ThreadPoolExecutor(threads) as pool:
+
+        def write_first() -> None:
+            nonlocal size
+            documents, bytes_read, future = waiting.popleft()
+            encoded = future.result()
+            writer.append(encoded.ids, encoded.counts)
+            totals.cut_off += encoded.cut_off
+            size += bytes_read
+            bar.set_postfix_str(f"{size / 1e6 / (time.perf_counter() - begin):.1f} MB/s", refresh=False)
+            bar.update(documents)
+
+        for chunk in chunks(text):
+            documents, bytes_read = len(chunk), int(pieces.buffers(chunk)[1][-1])
+            if max_length is not None:
+                chunk = chunk.filter(pa.compute.match_substring_regex(chunk, NOT_BLANK))
+            waiting.append((documents, bytes_read, pool.submit(encode, chunk)))
+            if len(waiting) > 2 * threads:
+                write_first()
+        while waiting:
+            write_first()
+    totals.seconds = time.perf_counter() - begin
+    return totals
+
+
+def chunks(text: Dataset, size: int = CHUNK_BYTES) -> Iterator[pa.StringArray]:
+    """The documents in order, in arrays of about `size` bytes, "" for none; one that is longer has its own array."""
+    collected: list[pa.StringArray] = []
+    missing = size
+    for table in text.with_format("arrow").iter(batch_size=ROWS):
+        for column in table.column("text").cast(pa.string()).chunks:
+            if column.null_count:
+                column = column.fill_null("")
+            offsets = pieces.buffers(column)[1]
+            start = 0
+            while start < len(column):
+                # As many documents as fit, one at least.
+                stop = int(np.searchsorted(offsets, offsets[start] + missing, side="right")) - 1
+                stop = min(max(stop, start + 1), len(column))
+                collected.append(column[start:stop])
+                missing -= int(offsets[stop] - offsets[start])
+                if missing <= 0 or stop < len(column):
+                    yield pa.concat_arrays(collected)
+                    collected, missing = [], size
+                start = stop
+    if collected:
+        yield pa.concat_arrays(collected)
+
+
+def _tokenize_stream(
+    text: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> IterableDataset:
     def encode(batch: dict) -> dict:
-        # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
         documents, options = documents_of(batch), {}
         if max_length is not None:
             documents = [document for document in documents if document.strip()]
             options = {"truncation": True, "max_length": max_length}
         if not documents:
             return {"input_ids": []}
+        # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
         return {"input_ids": tokenizer(documents, return_attention_mask=False, verbose=False, **options)["input_ids"]}
 
-    if isinstance(text, IterableDataset):
-        return text.map(encode, batched=True, batch_size=BATCH, remove_columns=["text"])
-    return text.map(
-        encode,
-        batched=True,
-        batch_size=BATCH,
-        remove_columns=["text"],
-        features=Features({"input_ids": Sequence(Value("int32"))}),
-        num_proc=processes,
-        load_from_cache_file=use_cache,
-        desc="Running tokenizer on dataset",
-    )
+    return text.map(encode, batched=True, batch_size=BATCH, remove_columns=["text"])
 
 
 def check_room(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,10 +11,10 @@ from utils.trainer import LanguageModelingTrainer
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None) -> dict:
+def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None, figures: dict) -> dict:
     """Does what --do_train and --do_eval ask for, saves model and metrics, and returns all metrics.
 
-    checkpoint: the folder to resume from.
+    checkpoint: the folder to resume from. figures: of the training text, from packing.figures.
     """
     args: LanguageModelingArguments = trainer.args
     results: dict = {}
@@ -26,7 +26,7 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None)
             metrics["train_samples"] = len(trainer.train_dataset)
         except TypeError:  # a stream
             metrics["train_samples"] = trainer.state.max_steps * trainer.get_total_train_batch_size(args)
-        metrics |= trainer.throughput.metrics()
+        metrics |= trainer.throughput.metrics() | figures
         metrics["train_peak_memory_bytes"] = device.memory(args.device)["peak"]
         trainer.log_metrics("train", metrics)
         if trainer.combined is not None and args.use_combine_grad:
