@@ -65,28 +65,29 @@ def _read_merges(model: dict) -> tuple[dict[bytes, int], np.ndarray]:
     Raises Unlike where merging by the rank of what results, as tiktoken does, is not merging by the rank of the pair. It
     is if each merge's result has no other way to come about than that merge.
     """
-    vocabulary, characters = model["vocab"], byte_characters()
-    # By way of Latin-1, whose character n is byte n; what stands for no byte becomes one that Latin-1 lacks.
-    to_latin = dict.fromkeys(range(256), "\uffff") | {ord(seen): chr(byte) for byte, seen in characters.items()}
-    texts = [bytes([byte]) for byte in range(FIRST_MERGE)]
+    vocabulary, texts = model["vocab"], list(byte_characters().values())
     ranks = {text: rank for rank, text in enumerate(texts)}
     parts = [(rank, rank) for rank in range(FIRST_MERGE)]
     try:
-        ids = [vocabulary[characters[byte]] for byte in range(FIRST_MERGE)]
-        for left_text, right_text in model["merges"]:
-            ids.append(vocabulary[left_text + right_text])
-            left, right = (ranks[part.translate(to_latin).encode("latin-1")] for part in (left_text, right_text))
-            whole = texts[left] + texts[right]
+        for left, right in model["merges"]:
+            rank_pair, whole = (ranks[left], ranks[right]), left + right
             if whole in ranks:
                 raise Unlike("two of its merges have the same result")
-            if not _stays_apart(left, right, len(texts), ranks, parts, texts):
+            if not _stays_apart(*rank_pair, len(texts), ranks, parts, texts):
                 raise Unlike("one of its merges never happens")
             ranks[whole] = len(texts)
-            parts.append((left, right))
+            parts.append(rank_pair)
             texts.append(whole)
-    except (KeyError, UnicodeEncodeError) as error:
+        ids = np.array([vocabulary[text] for text in texts], dtype=np.int64)
+    except KeyError as error:
         raise Unlike("its vocabulary lacks bytes or parts of merges") from error
-    return ranks, np.array(ids, dtype=np.int64)
+    # Every character stands for one byte, so all can be turned at once.
+    to_latin = {ord(seen): byte for byte, seen in byte_characters().items()}
+    content = "".join(texts).translate(to_latin).encode("latin-1")
+    ends = np.cumsum([len(text) for text in texts]).tolist()
+    return {
+        content[end - len(text) : end]: rank for rank, (text, end) in enumerate(zip(texts, ends, strict=True))
+    }, ids
 
 
 def _stays_apart(left: int, right: int, limit: int, ranks: dict, parts: list, texts: list) -> bool:
@@ -109,9 +110,10 @@ def _stays_apart(left: int, right: int, limit: int, ranks: dict, parts: list, te
 
 
 def byte_characters() -> dict[int, str]:
-    """The character that stands for each byte: itself where it can be seen, else the next from U+0100 on."""
+    """The character that stands for each byte, in the order of bytes: itself where it can be seen, else the next from U+0100 on."""
     seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in seen]
     characters = {byte: chr(byte) for byte in seen} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+    characters = dict(sorted(characters.items()))
     assert set(characters.values()) == set(pre_tokenizers.ByteLevel.alphabet())
     return characters
