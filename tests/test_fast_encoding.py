@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from utils import fast_encoding, pieces, tokenizer_training
 from utils.byte_level_bpe import ByteLevelBPE, Unlike, byte_characters
-from utils.fast_encoding import DocumentEncoder, Framed, Plain, TiktokenOrOwn, WordEncoder
+from utils.fast_encoding import DocumentEncoder, Framed, OwnEncoder, Plain, TiktokenOrOwn, WordEncoder
 from utils.tokenization import describe
 
 RELEASED = ["gpt2", "bert-base-uncased", "xlnet-base-cased", "albert-base-v2", "openai-gpt"]
@@ -103,6 +103,22 @@ def pair_merges() -> tuple[Tokenizer, ByteLevelBPE]:
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer, ByteLevelBPE(json.loads(tokenizer.to_str()))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    own, _ = pair_merges()
+    return own, WordEncoder(OwnEncoder(own), json.loads(own.to_str()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(documents=st.lists(st.lists(AWKWARD | st.just(" "), max_size=9).map("".join), min_size=1, max_size=4))
+@example(documents=["a   b", "a  \n b \u3000 c", " \u0301a \xa0b", "a ", " b"])
+def test_cuts_are_where_the_tokenizer_splits(pairs, documents):
+    own, encode = pairs
+    ids, counts = encode(pa.array(documents, pa.string()))
+    expected = [own.encode(document).ids for document in documents]
+    assert ids.tolist() == [token for row in expected for token in row] and counts.tolist() == list(map(len, expected))
 
 
 def test_both_libraries_split_at_every_character_alike():
