@@ -61,3 +61,10 @@ def losses(folder: Path) -> list[float]:
 
 def log_history(folder: Path) -> list[dict]:
     return json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+
+
+def one_error_line(done: subprocess.CompletedProcess) -> str:
+    """The only error line on stderr, progress bars aside; fails if there is a traceback."""
+    lines = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(lines) == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr
+    return lines[0]

@@ -24,13 +24,30 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokenizer_without_mask(corpus, tmp_path_factory) -> Path:
-    """The folder of a GPT-2 tokenizer."""
-    from datasets import Dataset
+def files(corpus) -> list:
+    """The corpus as flags of the scripts."""
+    return ["--train_file", corpus / "train.txt", "--validation_file", corpus / "validation.txt"]
 
-    from utils import tokenizer_training
 
-    folder = tmp_path_factory.mktemp("gpt2_tokenizer")
-    text = Dataset.from_dict({"text": (corpus / "train.txt").read_text().splitlines()})
-    tokenizer_training.train(text, "gpt2", 600).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="session")
+def tokenizers(corpus, tmp_path_factory):
+    """family -> the folder of a tokenizer of its own kind, trained once, so that runs can be compared."""
+    folders: dict[str, Path] = {}
+
+    def folder_of(family: str) -> Path:
+        if family not in folders:
+            from datasets import Dataset
+
+            from utils import tokenizer_training
+
+            folders[family] = tmp_path_factory.mktemp(family)
+            text = Dataset.from_dict({"text": (corpus / "train.txt").read_text().splitlines()})
+            tokenizer_training.train(text, family, 600).save_pretrained(folders[family])
+        return folders[family]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def tokenizer_without_mask(tokenizers) -> Path:
+    return tokenizers("gpt2")

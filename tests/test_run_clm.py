@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import SHARED, TINY_GPT2, losses, results, run, run_distributed, run_script
+from commands import SHARED, TINY_GPT2, losses, one_error_line, results, run, run_distributed, run_script
 from stand_in_hub import StandInHub, client_environment, make_small_wikitext, make_tiny_gpt2
 
 SHORT = [
@@ -329,13 +329,6 @@ def test_the_attention_that_was_asked_for(corpus, tmp_path):
 
 
 # ---- bad input ----
-def one_error_line(done) -> str:
-    """The only line on stderr, progress bars aside; fails if there is a traceback."""
-    lines = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

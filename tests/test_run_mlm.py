@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import SHARED, losses, results, run_distributed, run_script
+from commands import SHARED, losses, one_error_line, results, run_distributed, run_script
 
 SMALL = "hidden_size=64,num_hidden_layers=2,num_attention_heads=2,intermediate_size=128,max_position_embeddings=68"
 OVERRIDES = {
@@ -18,26 +18,14 @@ OVERRIDES = {
 SHORT = ["--max_seq_length", 64, "--per_device_train_batch_size", 8, "--logging_steps", 10, "--learning_rate", 3e-3]
 
 
-@pytest.fixture(scope="session")
-def files(corpus) -> list:
-    return ["--train_file", corpus / "train.txt", "--validation_file", corpus / "validation.txt"]
-
-
 def from_scratch(family: str) -> list:
     return ["--model_type", family, "--config_overrides", OVERRIDES[family], "--vocab_size", 600]
 
 
 @pytest.fixture(scope="session")
-def tokenizer(corpus, tmp_path_factory) -> Path:
+def tokenizer(tokenizers):
     """A WordPiece tokenizer, for runs that are compared with each other."""
-    from datasets import Dataset
-
-    from utils import tokenizer_training
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    text = Dataset.from_dict({"text": (corpus / "train.txt").read_text().splitlines()})
-    tokenizer_training.train(text, "bert", 600).save_pretrained(folder)
-    return folder
+    return tokenizers("bert")
 
 
 @pytest.mark.parametrize("family", OVERRIDES)
@@ -133,8 +121,7 @@ def test_bad_input_is_one_line(corpus, tokenizer_without_mask, tmp_path, flags, 
         "run_mlm.py", *flags, "--vocab_size", 600, "--train_file", corpus / "train.txt", "--do_train",
         "--output_dir", tmp_path, expect=2,
     )  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1 and words in lines[0], done.stderr
+    assert words in one_error_line(done)
 
 
 def test_too_little_text_to_predict_anything_of_is_one_line(files, tmp_path):

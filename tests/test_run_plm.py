@@ -3,28 +3,16 @@
 import json
 
 import pytest
-from commands import SHARED, losses, results, run_distributed, run_script
+from commands import SHARED, losses, one_error_line, results, run_distributed, run_script
 
 TINY_XLNET = "d_model=64,n_layer=2,n_head=2,d_inner=128,dropout=0.0"
 SHORT = ["--max_seq_length", 64, "--per_device_train_batch_size", 8, "--logging_steps", 1, "--learning_rate", 3e-3]
 
 
 @pytest.fixture(scope="session")
-def files(corpus) -> list:
-    return ["--train_file", corpus / "train.txt", "--validation_file", corpus / "validation.txt"]
-
-
-@pytest.fixture(scope="session")
-def tokenizer(corpus, tmp_path_factory):
+def tokenizer(tokenizers):
     """An XLNet tokenizer, for runs that are compared with each other."""
-    from datasets import Dataset
-
-    from utils import tokenizer_training
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    text = Dataset.from_dict({"text": (corpus / "train.txt").read_text().splitlines()})
-    tokenizer_training.train(text, "xlnet", 600).save_pretrained(folder)
-    return folder
+    return tokenizers("xlnet")
 
 
 def fixed(tokenizer, files) -> list:
@@ -124,8 +112,7 @@ def test_bad_input_is_one_line(corpus, tokenizer_without_mask, tmp_path, flags, 
         "run_plm.py", *flags, "--vocab_size", 600, "--train_file", corpus / "train.txt", "--do_train",
         "--output_dir", tmp_path, expect=2,
     )  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1 and words in lines[0], done.stderr
+    assert words in one_error_line(done)
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs the texts in ../shared/data")

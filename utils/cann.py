@@ -55,10 +55,8 @@ def asks_for_cpu(argv: Sequence[str]) -> bool:
 
     The real parser is transformers', which cannot be imported before this is known.
     """
-    answer = False
-    if argv and argv[0].endswith((".json", ".yaml", ".yml")) and os.path.isfile(argv[0]):
-        text = Path(argv[0]).read_text(encoding="utf-8", errors="replace")
-        answer = re.search(r"\b(use_cpu|no_cuda)[\"']?\s*:\s*[\"']?(true|yes|on)\b", text, re.IGNORECASE) is not None
+    said = re.search(r"\b(use_cpu|no_cuda)[\"']?\s*:\s*[\"']?(true|yes|on)\b", config_text(argv), re.IGNORECASE)
+    answer = said is not None
     for position, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name.replace("-", "_") not in ("__use_cpu", "__no_cuda"):
@@ -67,6 +65,13 @@ def asks_for_cpu(argv: Sequence[str]) -> bool:
         value = value if equals else "true" if following.startswith("--") else following
         answer = value.lower() in ("true", "t", "yes", "y", "1")
     return answer
+
+
+def config_text(argv: Sequence[str]) -> str:
+    """What stands in the config file that the command line starts with; nothing if it starts with none."""
+    if argv and argv[0].endswith((".json", ".yaml", ".yml")) and os.path.isfile(argv[0]):
+        return Path(argv[0]).read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def explain(error: BaseException) -> str:

@@ -45,9 +45,7 @@ def _select_device(argv: list[str]) -> None:
     Before torch and transformers are imported: they count devices, and CANN and CUDA read these variables once. What
     cannot be is left for check_device_id to tell.
     """
-    words = "\0".join(argv)
-    if argv and argv[0].endswith((".json", ".yaml", ".yml")) and os.path.isfile(argv[0]):
-        words += "\0" + Path(argv[0]).read_text(encoding="utf-8", errors="replace")
+    words = "\0".join([*argv, cann.config_text(argv)])
     named = re.search(r"\bdevice[_-]id[\"']?\s*[=:\0]\s*[\"']?(\d+)", words)
     if named is None or process_count() > 1:
         return

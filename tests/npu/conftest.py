@@ -20,22 +20,3 @@ def simulator() -> Path:
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         pytest.skip("the simulated NPU needs Python's headers: there is no Python.h (python3-dev)")
     return build.library()
-
-
-@pytest.fixture(scope="session")
-def tokenizers(corpus, tmp_path_factory):
-    """family -> the folder of a tokenizer of its own kind, trained once, so that runs can be compared."""
-    folders: dict[str, Path] = {}
-
-    def folder_of(family: str) -> Path:
-        if family not in folders:
-            from datasets import Dataset
-
-            from utils import tokenizer_training
-
-            folders[family] = tmp_path_factory.mktemp(family)
-            text = Dataset.from_dict({"text": (corpus / "train.txt").read_text().splitlines()})
-            tokenizer_training.train(text, family, 600).save_pretrained(folders[family])
-        return folders[family]
-
-    return folder_of

@@ -149,10 +149,3 @@ def readme_commands(script: str) -> list[list[str]]:
     lines = re.findall(rf"^(?:python|torchrun --nproc_per_node=8) {script} .*$", text, re.MULTILINE)
     lines.sort(key=lambda line: line.startswith("torchrun"))
     return [shlex.split(line[line.index(script) :]) for line in lines]
-
-
-def one_error_line(done: subprocess.CompletedProcess) -> str:
-    """The only error line on stderr; fails if there is a traceback."""
-    lines = [line for line in done.stderr.splitlines() if "error:" in line]
-    assert len(lines) == 1 and "Traceback" not in done.stderr + done.stdout, done.stderr
-    return lines[0]

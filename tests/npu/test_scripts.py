@@ -5,8 +5,8 @@ import json
 import shutil
 
 import pytest
-from commands import losses, results
-from small_runs import FAMILIES, as_users_run_it, command, on_cpu, on_npu, one_error_line, readme_commands, simulated
+from commands import losses, one_error_line, results
+from small_runs import FAMILIES, as_users_run_it, command, on_cpu, on_npu, readme_commands, simulated
 from stand_in_hub import StandInHub, client_environment, make_small_wikitext, make_tiny_gpt2
 
 LEVELS = {
