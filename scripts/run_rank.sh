@@ -37,7 +37,19 @@ if [[ $bind == yes ]]; then
         echo "rank $rank: neither taskset nor numactl is installed, no core is bound"
     fi
 fi
-echo "$(date '+%F %T') rank $rank: ${command[*]}"
+# The log is shown to others, a token is not.
+shown=() secret=no
+for word in "${command[@]}"; do
+    if [[ $secret == yes ]]; then
+        word='***' secret=no
+    elif [[ $word =~ ^--[a-z_-]*token= ]]; then
+        word="${BASH_REMATCH[0]}***"
+    elif [[ $word =~ ^--[a-z_-]*token$ ]]; then
+        secret=yes
+    fi
+    shown+=("$word")
+done
+echo "$(date '+%F %T') rank $rank: ${shown[*]}"
 
 status=0
 "${command[@]}" || status=$?

@@ -187,6 +187,10 @@ class LanguageModelingArguments(TrainingArguments):
                 "script with torchrun, or unset WORLD_SIZE, RANK and LOCAL_RANK"
             )
 
+    def __getstate__(self) -> dict:
+        # Trainer pickles its arguments into training_args.bin, which goes where the model goes.
+        return {**self.__dict__, "hub_token": None}
+
     @property
     def splits(self) -> list[str]:
         """The parts of the text that the run uses: "train" and "validation", or one of them."""

@@ -1,4 +1,4 @@
-"""Bytes of .gz and .zst files; a damaged one raises an error, it never just ends early."""
+"""Bytes of .gz and .zst files; a damaged one raises an error, it never just ends early, and none expands without end."""
 
 import gzip
 import hashlib
@@ -13,10 +13,17 @@ from typing import BinaryIO
 import fsspec.compression
 import zstandard
 
+from utils.errors import UsageError
+
 SUFFIXES = (".gz", ".zst")
 # What a damaged file raises while it is read.
 DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError)
 READ_SIZE = 1 << 17
+# A byte of a .zst may stand for 32 KiB: so few are expanded at once.
+SLICE = 1 << 10
+# Text shrinks to a tenth, a log of equal lines to a hundredth; what was made to fill a disk, to a thousandth and less.
+SUSPICIOUS_BYTES = 1 << 28
+SUSPICIOUS_RATIO = 500
 
 
 class _ZstdFrames(io.RawIOBase):
@@ -29,6 +36,7 @@ class _ZstdFrames(io.RawIOBase):
     def __init__(self, compressed: BinaryIO):
         self.compressed = compressed
         self.frame = None  # the frame that is read just now
+        self.rest = memoryview(b"")  # of what was read, not yet decompressed
         self.content = memoryview(b"")
 
     def readable(self) -> bool:
@@ -36,12 +44,14 @@ class _ZstdFrames(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not self.content:
-            chunk = self.compressed.read(READ_SIZE)
-            if not chunk and self.frame is not None:
+            if not self.rest:
+                self.rest = memoryview(self.compressed.read(READ_SIZE))
+            if not self.rest and self.frame is not None:
                 raise EOFError("Compressed file ended before the end of its last frame")
-            if not chunk:
+            if not self.rest:
                 return 0
-            self.content = memoryview(self._decompress(chunk))
+            self.content = memoryview(self._decompress(bytes(self.rest[:SLICE])))
+            self.rest = self.rest[SLICE:]
         count = min(len(buffer), len(self.content))
         buffer[:count] = self.content[:count]
         self.content = self.content[count:]
@@ -61,20 +71,55 @@ class _ZstdFrames(io.RawIOBase):
         super().close()
 
 
+class _Bounded(io.RawIOBase):
+    """The content of a compressed file. Raises UsageError where it is so much more than the file that it is no text."""
+
+    def __init__(self, content: BinaryIO, compressed: BinaryIO):
+        self.content = content
+        self.compressed = compressed
+        self.bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self.content.readinto(buffer)
+        self.bytes += count
+        if self.bytes > SUSPICIOUS_BYTES and self.bytes > SUSPICIOUS_RATIO * self.compressed.tell():
+            name = getattr(self.compressed, "name", None) or getattr(self.compressed, "path", "a compressed file")
+            raise UsageError(
+                f"{name}: its first {self.compressed.tell():,} bytes expand to more than {SUSPICIOUS_BYTES:,}, as no text "
+                "does; if it is what you want, decompress it and name that file"
+            )
+        return count
+
+    def close(self) -> None:
+        self.content.close()
+        self.compressed.close()
+        super().close()
+
+
 def _open_zstd(compressed: BinaryIO, mode: str = "rb", **_) -> BinaryIO:
     if "r" not in mode:
         return zstandard.ZstdCompressor().stream_writer(compressed)
-    return io.BufferedReader(_ZstdFrames(compressed), READ_SIZE)
+    return io.BufferedReader(_Bounded(_ZstdFrames(compressed), compressed), READ_SIZE)
+
+
+def _open_gzip(compressed: BinaryIO, mode: str = "rb", **options) -> BinaryIO:
+    if "r" not in mode:
+        return gzip.GzipFile(fileobj=compressed, mode=mode, **options)
+    return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=compressed, mode="rb"), compressed), READ_SIZE)
 
 
 # `datasets` opens compressed files by way of fsspec.
 fsspec.compression.register_compression("zstd", _open_zstd, "zst", force=True)
+fsspec.compression.register_compression("gzip", _open_gzip, "gz", force=True)
 
 
 def open_decompressed(file: str) -> BinaryIO:
     """The bytes of a file, of its content if it is .gz or .zst."""
     if file.endswith(".gz"):
-        return gzip.open(file, "rb")
+        return _open_gzip(open(file, "rb"))
     if file.endswith(".zst"):
         return _open_zstd(open(file, "rb"))
     return open(file, "rb")

@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from utils.compression import SUFFIXES, decompressed_copy
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
-from utils.file_diagnosis import check_short_rows, check_start, diagnose, is_tsv
+from utils.file_diagnosis import check_short_rows, check_start, check_surrogates, diagnose, is_tsv
 from utils.hub import dataset_name, explain
 
 logger = logging.getLogger(__name__)
@@ -194,6 +194,8 @@ def _check_loaded(text: Dataset, files: list[str], builder: str, column: str) ->
     """Finds what the readers of `datasets` let pass."""
     if builder == "json":
         text.data.column(column).validate(full=True)  # that it is UTF-8
+        for file in files:
+            check_surrogates(file)
     if builder == "csv" and text.data.column(column).null_count:
         for file in files:
             check_short_rows(file, column)
@@ -229,6 +231,8 @@ def find_files(flag: str, given: list[str]) -> list[str]:
     files = []
     for name in given:
         path = os.path.expanduser(name)
+        if "**" in path:
+            _check_links(flag, name, path)
         found = (
             sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else [path]
         )
@@ -249,6 +253,20 @@ def find_files(flag: str, given: list[str]) -> list[str]:
             raise UsageError(f"{flag} {file}: is empty")
         check_start(file, builder_of(file))
     return files
+
+
+def _check_links(flag: str, name: str, pattern: str) -> None:
+    """Raises UsageError for a link below a `**` that leads back up: glob would follow it again and again."""
+    for top in glob.glob(pattern.partition("**")[0] or "."):
+        for folder, subfolders, _ in os.walk(top, followlinks=True):
+            here = os.path.realpath(folder)
+            for link in (os.path.join(folder, entry) for entry in subfolders):
+                if os.path.islink(link) and os.path.commonpath([here, os.path.realpath(link)]) == os.path.realpath(
+                    link
+                ):
+                    raise UsageError(
+                        f"{flag} {name}: {link} is a link to a folder that it lies in; remove it, or name files"
+                    )
 
 
 def builder_of(file: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -51,6 +52,11 @@ def _leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
+# Control characters, and those that turn the direction of writing: a file's name may hold them, a terminal obeys them.
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 def one_line(error: BaseException) -> str:
-    """The error's message without line breaks; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The error's message without line breaks, unseen characters by their numbers; its type where it has none."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return UNSEEN.sub(lambda found: ascii(found[0])[1:-1], words)

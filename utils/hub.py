@@ -1,6 +1,7 @@
 """Names on the hub, and what to say when it does not answer."""
 
 import os
+import re
 import socket
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -48,9 +49,14 @@ def use_cache_if_unreachable(names: list[str | None]) -> list[str]:
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True
         return [
-            f"the hub at {constants.ENDPOINT} does not answer ({error}): taking {', '.join(wanted)} from the cache"
+            f"the hub at {_shown(constants.ENDPOINT)} does not answer ({error}): taking {', '.join(wanted)} from the cache"
         ]
     return []
+
+
+def _shown(endpoint: str) -> str:
+    """A mirror's address without the password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//***@", endpoint)
 
 
 def dataset_name(name: str) -> str:
@@ -94,7 +100,7 @@ def explain(error: Exception, flag: str, name: str) -> UsageError:
             f"{flag} {name}: neither a folder here nor a repository on the hub that you may read; check the name"
         )
     if unreachable:
-        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        endpoint = _shown(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         return UsageError(
             f"{flag} {name}: the hub at {endpoint} cannot be reached and the offline cache (HF_HOME) does not hold it; set "
             "HF_ENDPOINT to a mirror, or name a local folder, or give local text by --train_file"

@@ -205,9 +205,14 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    absolute = folder.absolute()
+    try:
+        there = next(path for path in (absolute, *absolute.parents) if path.is_symlink() or path.exists())
+    except OSError as error:  # a name that is too long
+        raise UsageError(f"--output_dir {folder}: {error.strerror}; name another folder") from error
     if not there.is_dir():
-        raise UsageError(f"--output_dir {folder}: {there} is a file, no folder can be in it; name another folder")
+        what = "a link to no folder" if there.is_symlink() else "a file, no folder can be in it"
+        raise UsageError(f"--output_dir {folder}: {there} is {what}; name another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UsageError(f"--output_dir {folder}: {there} may not be written to; name another folder")
 
