@@ -283,7 +283,7 @@ def parse(
     except ImportError as error:
         engine = "--deepspeed: " if "deepspeed" in str(error).lower() else ""
         raise UsageError(engine + one_line(error)) from error
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError) as error:
         raise UsageError(one_line(error)) from error
     return tuple(instances), modernized.notes
 
