@@ -12,7 +12,7 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from utils import corpus, device, document_packing, log, model, output_folder, packing, training
+    from utils import corpus, device, document_packing, log, model, output_folder, packing, stream_packing, training
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
 
@@ -29,7 +29,8 @@ def main() -> None:
     config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
     model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
-    blocks, figures = packing.make_samples(text, tokenizer, block_size, data_args, args, model_args.cache_dir)
+    make_samples = stream_packing.make_samples if data_args.streaming else packing.make_samples
+    blocks, figures = make_samples(text, tokenizer, block_size, data_args, args, model_args.cache_dir)
     output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.

@@ -12,7 +12,18 @@ def main() -> None:
 
     from transformers import AutoModelForMaskedLM
 
-    from utils import corpus, device, document_packing, log, model, output_folder, packing, tokenization, training
+    from utils import (
+        corpus,
+        device,
+        document_packing,
+        log,
+        model,
+        output_folder,
+        packing,
+        stream_packing,
+        tokenization,
+        training,
+    )
     from utils.objectives import drawing, masked, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -30,7 +41,8 @@ def main() -> None:
     model.check_objective(config, "run_mlm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
-    samples, figures = packing.make_samples(
+    make_samples = stream_packing.make_samples if data_args.streaming else packing.make_samples
+    samples, figures = make_samples(
         text, tokenizer, length, data_args, args, model_args.cache_dir, data_args.line_by_line
     )
 

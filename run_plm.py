@@ -12,7 +12,7 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from utils import corpus, device, log, model, output_folder, packing, tokenization, training
+    from utils import corpus, device, log, model, output_folder, packing, stream_packing, tokenization, training
     from utils.objectives import drawing, permutation, relative_attention, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -30,7 +30,8 @@ def main() -> None:
     model.check_objective(config, "run_plm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
-    samples, figures = packing.make_samples(
+    make_samples = stream_packing.make_samples if data_args.streaming else packing.make_samples
+    samples, figures = make_samples(
         text, tokenizer, length, data_args, args, model_args.cache_dir, data_args.line_by_line
     )
 

@@ -207,7 +207,7 @@ def test_the_scripts_train_and_evaluate_on_whole_documents(script, paragraphs, t
     assert results(tmp_path)["eval_loss"] > 0
 
 
-@pytest.mark.parametrize("flags", [["--streaming", "--max_steps", 2], ["--attn_implementation", "flex_attention"]])
+@pytest.mark.parametrize("flags", [["--attn_implementation", "flex_attention"]])
 def test_what_cannot_be_packed_is_one_line(flags, paragraphs, tmp_path):
     command = [*COMMANDS["run_clm.py"], "--train_file", paragraphs, "--packing", "documents", "--do_train"]
     done = run_script("run_clm.py", *command, *flags, "--output_dir", tmp_path, expect=2)

@@ -24,13 +24,10 @@ def blocks() -> Blocks:
 class Stream(torch.utils.data.IterableDataset):
     """The blocks as a stream, dealt out to the workers of a DataLoader."""
 
-    def set_epoch(self, epoch: int) -> None:
-        pass
-
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        yield from (blocks()[index] for index in range(first, COUNT, step))
+        yield from ({**blocks()[index], "number": (3, index)} for index in range(first, COUNT, step))
 
 
 def content(sample: dict) -> bytes:
@@ -65,12 +62,25 @@ def test_persistent_workers_see_the_epoch_change(law):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_streams_draw_does_not_depend_on_workers(law):
-    def take(epoch: int = 0, workers: int = 0) -> set[bytes]:
-        stream = drawing.draw(Stream(), LAWS[law], 1)
-        stream.set_epoch(epoch)
-        return {content(sample) for sample in DataLoader(stream, batch_size=None, num_workers=workers)}
+def test_a_streams_draw_depends_on_seed_and_number_alone(law):
+    def take(seed: int = 1, workers: int = 0) -> set[bytes]:
+        stream = drawing.draw(Stream(), LAWS[law], seed)
+        samples = list(DataLoader(stream, batch_size=None, num_workers=workers))
+        assert not any("number" in sample for sample in samples)
+        return {content(sample) for sample in samples}
 
     assert len(take()) == COUNT
     assert take() == take(workers=2)
-    assert not take() & take(epoch=1)
+    assert not take() & take(seed=2)
+
+
+def test_equal_samples_of_a_stream_are_drawn_independently():
+    ids = np.arange(5, 69)
+
+    class Same(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from ({"input_ids": ids, "documents": ids, "number": (0, index)} for index in range(4))
+
+    samples = list(drawing.draw(Same(), LAWS["masked"], 1))
+    assert len({content(sample) for sample in samples}) == 4
+    assert all(sample["documents"] is ids for sample in samples)

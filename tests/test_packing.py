@@ -5,14 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import IterableDataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, OpenAIGPTConfig, XLNetConfig
 
 from utils.errors import UsageError
 from utils.objectives import causal
-from utils.packing import StreamedBlocks, choose_block_size, figures, lines, pack
+from utils.packing import choose_block_size, figures, lines, pack
 from utils.token_cache import Tokens
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50_000), max_size=9), max_size=30)
@@ -21,10 +20,6 @@ DOCUMENTS = st.lists(st.lists(st.integers(0, 50_000), max_size=9), max_size=30)
 def tokenized(documents: list[list[int]], dtype=np.uint16) -> Tokens:
     ids = [token for document in documents for token in document]
     return Tokens(np.array(ids, dtype=dtype), np.cumsum([len(document) for document in documents], dtype=np.int64))
-
-
-def streamed(documents: list[list[int]]) -> IterableDataset:
-    return IterableDataset.from_generator(lambda: ({"input_ids": document} for document in documents))
 
 
 def expected(documents: list[list[int]], block_size: int) -> list[list[int]]:
@@ -44,12 +39,9 @@ def test_blocks_are_the_tokens_end_to_end(documents, block_size):
     if blocks:
         packed = pack(tokenized(documents), block_size, "train")
         assert rows(packed[i] for i in range(len(packed))) == blocks
-        assert rows(StreamedBlocks(streamed(documents), block_size)) == blocks
         return
     with pytest.raises(UsageError, match="token"):
         pack(tokenized(documents), block_size, "train")
-    with pytest.raises(UsageError, match="--block_size"):
-        list(StreamedBlocks(streamed(documents), block_size))
 
 
 def test_one_remainder_is_dropped_of_thousands_of_documents():
@@ -73,41 +65,13 @@ def test_figures_count_every_token():
     assert found == {"data_seconds": 1.5, "data_tokens": 10, "data_dropped_tokens": 2}
     found = figures(Tokens(np.zeros(10, np.uint8), np.array([4, 10]), seconds=1.5, cut_off=3))
     assert found == {"data_seconds": 1.5, "data_tokens": 13, "data_dropped_tokens": 3}
-    assert figures(None) == figures(streamed([[1]]), 4) == {}
+    assert figures(None) == {}
 
 
 def test_a_limit_takes_the_first_blocks():
     tokens = tokenized([list(range(12))])
     assert rows(pack(tokens, 3, "train", 2)[i] for i in range(2)) == [[0, 1, 2], [3, 4, 5]]
     assert [len(pack(tokens, 3, "train", limit)) for limit in (None, 1, 4, 9)] == [4, 1, 4, 4]
-
-
-@pytest.mark.parametrize("count", [None, 1, 2, 3, 99])
-def test_a_stream_ends_after_count_blocks_and_starts_again(count):
-    documents = [[i] * 5 for i in range(4)]
-    blocks = StreamedBlocks(streamed(documents), 6, count)
-    assert rows(blocks) == rows(blocks) == expected(documents, 6)[:count]
-
-
-def test_a_stream_is_read_no_further_than_needed():
-    read = []
-
-    def documents():
-        for i in range(1000):
-            read.append(i)
-            yield {"input_ids": [i] * 4}
-
-    blocks = iter(StreamedBlocks(IterableDataset.from_generator(documents), 8))
-    next(blocks)
-    assert read == [0, 1]
-
-
-def test_a_stream_in_a_data_loader_with_more_workers_than_files():
-    documents = [[i] * 5 for i in range(4)]
-    loader = torch.utils.data.DataLoader(
-        StreamedBlocks(streamed(documents), 6), batch_size=None, num_workers=2, multiprocessing_context="fork"
-    )
-    assert rows(loader) == expected(documents, 6)
 
 
 @pytest.mark.parametrize(

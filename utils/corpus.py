@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import logging
 import os
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import datasets
 import pandas
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict
 
+from utils import streaming
 from utils.compression import SUFFIXES, decompressed_copy
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.file_diagnosis import check_short_rows, check_start, check_surrogates, diagnose, is_tsv
 from utils.hub import dataset_name, explain
+from utils.streaming import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +34,8 @@ BUILDERS = {
     ".jsonl": "json",
     ".parquet": "parquet",
 }
-BATCH = 1000
 
-Text = Dataset | IterableDataset
+Text = Dataset | Stream
 
 
 def load_text(
@@ -77,6 +79,8 @@ def _load_mix(
         load_text(dataclasses.replace(data, data_mix=None, train_file=[file]), needed, cache_dir, token)
         for file in shares
     ]
+    if data.streaming:
+        return _stream_mix(parts, list(shares.values()), data)
     texts = {}
     if "train" in needed:
         texts["train"] = datasets.interleave_datasets(
@@ -91,6 +95,17 @@ def _load_mix(
     return texts
 
 
+def _stream_mix(parts: list[dict[str, Stream]], weights: list[float], data: DataArguments) -> dict[str, Stream]:
+    texts = {}
+    for split in parts[0]:
+        texts[split] = dataclasses.replace(parts[0][split], sources=[part[split].sources[0] for part in parts])
+    if "train" in texts:
+        texts["train"] = dataclasses.replace(texts["train"], weights=weights)
+    if data.validation_file and "validation" in texts:
+        texts["validation"] = parts[0]["validation"]
+    return texts
+
+
 def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Text]:
     name = os.path.expanduser(data.dataset_name)
     if os.path.isfile(name):
@@ -99,13 +114,13 @@ def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None)
         if _is_saved(name):
             saved = datasets.load_from_disk(name)
             saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-            return {split: part.to_iterable_dataset() if data.streaming else part for split, part in saved.items()}
+            return {split: _stream(part, data) if data.streaming else part for split, part in saved.items()}
         if not os.path.exists(name):
             name = dataset_name(name)
         loaded = datasets.load_dataset(
             name, data.dataset_config_name, cache_dir=cache_dir, token=token, streaming=data.streaming
         )
-        return dict(loaded)
+        return {split: _stream(part, data) if data.streaming else part for split, part in loaded.items()}
     except Exception as error:
         if isinstance(error, ValueError) and "Config name is missing" in str(error):
             raise UsageError(
@@ -114,6 +129,12 @@ def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None)
         if isinstance(error, ValueError) and "BuilderConfig" in str(error):
             raise UsageError(f"--dataset_config_name {data.dataset_config_name}: {one_line(error)[:300]}") from error
         raise explain(error, "--dataset_name", data.dataset_name) from error
+
+
+def _stream(text: datasets.Dataset | datasets.IterableDataset, data: DataArguments) -> Stream:
+    told = functools.partial(explain, flag="--dataset_name", name=data.dataset_name)
+    is_local = os.path.exists(os.path.expanduser(data.dataset_name))
+    return Stream([streaming.Source(streaming.shards_of(text, told), is_local=is_local)])
 
 
 def _is_saved(name: str) -> bool:
@@ -138,9 +159,13 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
     if builder == "csv":
         # Without index_col, a first row longer than the header moves every column by one, in silence.
         options |= {"sep": "\t" if is_tsv(files[0]) else ",", "index_col": False}
+    told = functools.partial(_explain, files=files, builder=builder, split=split)
     if data.streaming:
-        source = {"files": files, "builder": builder, "split": split, "options": options}
-        return IterableDataset.from_generator(_stream, gen_kwargs=source)
+        try:
+            text = _load(files, builder, split, {**options, "streaming": True})
+        except Exception as error:
+            raise told(error) from error
+        return Stream([streaming.Source(streaming.shards_of(text, told))])
     try:
         text = _load(files, builder, split, options)
         _check_loaded(text, files, builder, _choose_column(text.column_names, data, split))
@@ -148,28 +173,7 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
     except UsageError:
         raise
     except Exception as error:
-        raise _explain(error, files, builder, split) from error
-
-
-def _stream(files: list[str], builder: str, split: str, options: dict) -> Iterator[dict]:
-    """The rows of files, read while they are asked for. What is wrong with a file comes to light here."""
-    try:
-        batches = _load(files, builder, split, {**options, "streaming": True}).iter(batch_size=BATCH)
-        empty = True
-        while True:
-            with _strict():
-                batch = next(batches, None)
-            if batch is None:
-                break
-            for values in zip(*batch.values(), strict=True):
-                empty = False
-                yield dict(zip(batch, values, strict=True))
-        if empty:
-            raise _no_row(files, split)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise _explain(error, files, builder, split) from error
+        raise told(error) from error
 
 
 def _load(files: list[str], builder: str, split: str, options: dict) -> Text:
@@ -284,13 +288,9 @@ def builder_of(file: str) -> str:
 def _split_validation(splits: dict[str, Text], data: DataArguments) -> dict[str, Text]:
     percentage = data.validation_split_percentage or 0
     train = splits["train"]
-    if isinstance(train, IterableDataset):
-        # A stream has no length: of every hundred documents, the first few validate.
-        return {
-            **splits,
-            "train": train.filter(lambda _, index: index % 100 >= percentage, with_indices=True),
-            "validation": train.filter(lambda _, index: index % 100 < percentage, with_indices=True),
-        }
+    if isinstance(train, Stream):
+        train, validation = train.split(percentage)
+        return {**splits, "train": train, "validation": validation}
     # datasets' own rounding of "train[:5%]", so that both splits are those of transformers' scripts.
     boundary = round(len(train) * percentage / 100)
     return {
@@ -305,34 +305,43 @@ def _rows(text: Dataset, start: int, end: int) -> Dataset:
 
 
 def _text_column(text: Text, data: DataArguments, split: str) -> Text:
-    if isinstance(text, IterableDataset):
-        first = _first_row(text, data)
-        columns = list(first or {})
-        empty = first is None
-    else:
-        first = {}
-        columns = text.column_names
-        empty = len(text) == 0
-    if empty:
+    if isinstance(text, Stream):
+        return _streamed_column(text, data, split)
+    columns = text.column_names
+    if len(text) == 0:
         raise UsageError(_empty_message(data, split))
     column = _choose_column(columns, data, split)
-    kind = text.features[column] if text.features is not None else first[column]
-    if getattr(kind, "dtype", None) not in ("string", "large_string") and not isinstance(kind, str | None):
-        kind = getattr(kind, "dtype", kind if text.features is not None else type(kind).__name__)
-        raise UsageError(
-            f"--text_column {column}: holds {kind}, not text; the {split} text has columns {', '.join(columns)}"
-        )
+    kind = getattr(text.features[column], "dtype", text.features[column])
+    if kind not in ("string", "large_string"):
+        raise _no_text(column, kind, columns, split)
     text = text.remove_columns([name for name in columns if name != column])
     return text if column == "text" else text.rename_column(column, "text")
 
 
-def _first_row(text: IterableDataset, data: DataArguments) -> dict | None:
-    try:
-        return next(iter(text), None)
-    except UsageError:
-        raise
-    except Exception as error:
-        raise explain(error, "--dataset_name", data.dataset_name) from error
+def _streamed_column(text: Stream, data: DataArguments, split: str) -> Stream:
+    row = text.first_row()
+    if row is None:
+        raise _no_row(*_files_of(data, split)) if not data.dataset_name else UsageError(_empty_message(data, split))
+    column = _choose_column(list(row), data, split)
+    if not isinstance(row[column], str | None):
+        raise _no_text(column, type(row[column]).__name__, list(row), split)
+    text = dataclasses.replace(text, sources=[dataclasses.replace(text.sources[0], column=column)])
+    if next(iter(text), None) is None:
+        raise UsageError(_empty_message(data, split))
+    return text
+
+
+def _files_of(data: DataArguments, split: str) -> tuple[list[str], str]:
+    """(the files, by which flag) that a split comes from."""
+    return (
+        (data.validation_file, split) if split == "validation" and data.validation_file else (data.train_file, "train")
+    )
+
+
+def _no_text(column: str, kind: str, columns: list[str], split: str) -> UsageError:
+    return UsageError(
+        f"--text_column {column}: holds {kind}, not text; the {split} text has columns {', '.join(columns)}"
+    )
 
 
 def _choose_column(columns: list[str], data: DataArguments, split: str) -> str:

@@ -47,6 +47,13 @@ class DataArguments:
     streaming: bool = field(
         default=False, metadata={"help": "Read the text while training, never all of it. Needs --max_steps."}
     )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "With --streaming: how many blocks each process, or each of its DataLoader workers, holds and shuffles "
+            "at a time. 1: the text's own order."
+        },
+    )
     overwrite_cache: bool = field(default=False, metadata={"help": "Tokenize again, even if the result is cached."})
     validation_split_percentage: int | None = field(
         default=5, metadata={"help": "How much of the training text validates, where there is no validation text."}
@@ -69,11 +76,8 @@ class DataArguments:
         percentage = self.validation_split_percentage
         if percentage is not None and not 0 < percentage < 100:
             raise UsageError(f"--validation_split_percentage {percentage}: give a whole number from 1 to 99")
-        if self.packing == "documents" and self.streaming:
-            raise UsageError(
-                "--packing documents: places documents by length, which a stream has not yet; drop --streaming"
-            )
-        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+        names = ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size")
+        for name in names:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name} {value}: give 1 or more, or leave it out")
@@ -138,8 +142,6 @@ class SequenceDataArguments(DataArguments):
             raise UsageError("--pad_to_max_length: pads lines; add --line_by_line, or leave it out")
         if self.packing == "documents" and self.line_by_line:
             raise UsageError("--packing documents does not work with --line_by_line; leave one of them out")
-        if self.streaming and self.line_by_line:
-            raise UsageError("--line_by_line does not work with --streaming; leave one of them out")
 
     @property
     def pads_to_length(self) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import datasets
 import evaluate
@@ -67,8 +68,11 @@ class RunningSums:
         self.lost = (total - self.total) - corrected
         self.total = total
 
-    def tolist(self) -> list[float]:
-        return (self.total.double().cpu() - self.lost.double().cpu()).tolist()
+    def tolist(self, gather: Callable[[torch.Tensor], torch.Tensor] | None = None) -> list[float]:
+        """gather: brings the rows of all ranks together, where each has summed up its own."""
+        rows = torch.stack([self.total, self.lost])
+        rows = (gather(rows) if gather is not None else rows).cpu().double()
+        return (rows[0::2] - rows[1::2]).sum(dim=0).tolist()
 
 
 class Throughput:

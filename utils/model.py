@@ -4,7 +4,7 @@ import logging
 import os
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.models.auto.modeling_auto import (
@@ -17,6 +17,7 @@ from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.errors import UsageError, one_line
 from utils.hub import CANONICAL_MODELS, explain
 from utils.packing import position_count
+from utils.streaming import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
 
 
 def load_config_and_tokenizer(
-    text: Dataset | IterableDataset,
+    text: Dataset | Stream,
     model: ModelArguments,
     args: LanguageModelingArguments,
     checkpoint: str | None = None,
@@ -86,7 +87,7 @@ def load_tokenizer(model: ModelArguments) -> Tokenizer | None:
 
 
 def train_tokenizer(
-    text: Dataset | IterableDataset, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
+    text: Dataset | Stream, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
 ) -> Tokenizer:
     """Trains a tokenizer of the family's own kind on the corpus, saves it in the output folder and fits `config` to it.
 

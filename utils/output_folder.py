@@ -28,7 +28,8 @@ MODEL_FILES = re.compile(
     r"trainer_state\.json|training_args\.bin|(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.jinja|"
-    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
+    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|"
+    r"data_state_\d+\.json"
 )
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")

@@ -1,11 +1,10 @@
 """Token ids to blocks of equal length: all documents end to end, cut every block_size tokens."""
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils.arguments import LanguageModelingArguments
@@ -57,14 +56,14 @@ def position_count(config: PreTrainedConfig) -> int | None:
 
 
 def make_samples(
-    text: dict[str, Dataset | IterableDataset],
+    text: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     data: DataArguments,
     args: LanguageModelingArguments,
     cache_dir: str | None = None,
     line_by_line: bool = False,
-) -> "tuple[dict[str, Blocks | DocumentBlocks | Lines | StreamedBlocks], dict[str, float]]":
+) -> "tuple[dict[str, Blocks | DocumentBlocks | Lines], dict[str, float]]":
     """Each split of `text` as --packing says in blocks of `length` tokens or, line by line, in samples of at most so many;
     and the `figures` of the training split.
 
@@ -120,13 +119,13 @@ class Lines(torch.utils.data.Dataset):
         return {"input_ids": self.ids[start:end].astype(np.int64)}
 
 
-def figures(tokens: Tokens | IterableDataset | None, block_size: int | None = None) -> dict[str, float]:
+def figures(tokens: Tokens | None, block_size: int | None = None) -> dict[str, float]:
     """For all_results.json, of a split: data_seconds from text to token ids, when they were made; data_tokens of its text;
-    data_dropped_tokens of those, which are in no sample. Nothing is known of a stream.
+    data_dropped_tokens of those, which are in no sample.
 
     block_size: where the ids are cut, if they are.
     """
-    if not isinstance(tokens, Tokens):
+    if tokens is None:
         return {}
     remainder = len(tokens.ids) % block_size if block_size else 0
     return {
@@ -172,19 +171,17 @@ def whole_documents(tokens: Tokens, block_size: int, split: str, limit: int | No
 
 
 def pack(
-    tokens: Tokens | IterableDataset,
+    tokens: Tokens,
     block_size: int,
     split: str,
     limit: int | None = None,
     flag: str = "--block_size",
-) -> "Blocks | StreamedBlocks":
-    """All token ids in blocks, the first `limit` of them; a stream's are cut while it is read.
+) -> Blocks:
+    """All token ids in blocks, the first `limit` of them.
 
     flag: what block_size is called on the command line. Only the remainder at the very end is dropped, and counted in the
     log; transformers' group_texts drops one for every 1,000 documents. Raises UsageError if there is not one block.
     """
-    if isinstance(tokens, IterableDataset):
-        return StreamedBlocks(tokens, block_size, limit, flag)
     if len(tokens.ids) == 0:
         raise UsageError(f"the {split} text holds no token: all its documents are empty; name another text")
     count = len(tokens.ids) // block_size
@@ -205,37 +202,3 @@ def pack(
 def _too_short(flag: str, block_size: int, split: str, tokens: int) -> UsageError:
     remedy = f"give {tokens} or less, or more text" if tokens > 1 else "give more text"
     return UsageError(f"{flag} {block_size}: the {split} text has {tokens} tokens only, less than one block; {remedy}")
-
-
-class StreamedBlocks(torch.utils.data.IterableDataset):
-    """Blocks of a stream of token ids, cut while it is read; a remainder goes on into the next block.
-
-    Iterating raises UsageError if there is not one block.
-    """
-
-    def __init__(
-        self, tokenized: IterableDataset, block_size: int, count: int | None = None, flag: str = "--block_size"
-    ):
-        self.tokenized = tokenized
-        self.block_size = block_size
-        self.count = count
-        self.flag = flag
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        made = 0
-        rest = np.zeros(0, dtype=np.int32)
-        for row in self.tokenized:
-            rest = np.concatenate([rest, np.asarray(row["input_ids"], dtype=np.int32)])
-            whole = len(rest) // self.block_size
-            for block in rest[: whole * self.block_size].reshape(whole, self.block_size):
-                if self.count is not None and made == self.count:
-                    return
-                made += 1
-                yield {"input_ids": block}
-            rest = rest[whole * self.block_size :]
-        # Of several workers of a DataLoader, one may have no file to read.
-        if made == 0 and torch.utils.data.get_worker_info() is None:
-            raise _too_short(self.flag, self.block_size, "streamed", len(rest))
-
-    def set_epoch(self, epoch: int) -> None:
-        self.tokenized.set_epoch(epoch)

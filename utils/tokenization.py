@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute
 import tokenizers
 import xxhash
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from datasets.fingerprint import Hasher
 from datasets.utils import tqdm
 from tokenizers import Tokenizer
@@ -28,7 +28,6 @@ from utils.token_cache import Tokens, Totals, Writer, cached
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1000
 ROWS = 4000  # read at once
 CHUNK_BYTES = 2_000_000  # encoded at once
 SAMPLE_DOCUMENTS = 16
@@ -36,23 +35,14 @@ SAMPLE_DOCUMENTS = 16
 NOT_BLANK = r"[^\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]"
 
 
-def documents_of(batch: dict) -> list[str]:
-    """The documents of a batch, "" for none. Raises UsageError for one that is no text: a stream's type is not known."""
-    documents = ["" if document is None else document for document in batch["text"]]
-    for document in documents:
-        if not isinstance(document, str):
-            raise UsageError(f"--text_column: a document is {str(document)[:50]!r}, not text; name a column of text")
-    return documents
-
-
 def tokenize_all(
-    text: dict[str, Dataset | IterableDataset],
+    text: dict[str, Dataset],
     tokenizer: PreTrainedTokenizerBase,
     data: DataArguments,
     args: LanguageModelingArguments,
     cache_dir: str | None = None,
     max_length: int | None = None,
-) -> dict[str, Tokens | IterableDataset]:
+) -> dict[str, Tokens]:
     """`tokenize` for every split; each node's main process first, the others then find what it cached."""
     tokens = {}
     for split, documents in text.items():
@@ -65,21 +55,19 @@ def tokenize_all(
 
 
 def tokenize(
-    text: Dataset | IterableDataset,
+    text: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     cache_dir: str | None = None,
     overwrite: bool = False,
     max_length: int | None = None,
     threads: int | None = None,
-) -> Tokens | IterableDataset:
-    """Each document's token ids, special tokens as the tokenizer adds them. Of a stream a stream, with `input_ids`.
+) -> Tokens:
+    """Each document's token ids, special tokens as the tokenizer adds them.
 
     cache_dir: where they are kept, in its folder `tokens`; by default with the data under HF_HOME. overwrite: make them
     anew. max_length: what is beyond so many tokens of a document is cut off, and blank documents are left out.
     threads: by default one for each core that the process may use.
     """
-    if isinstance(text, IterableDataset):
-        return _tokenize_stream(text, tokenizer, max_length)
     description = describe(tokenizer)
     folder = os.path.join(cache_dir or datasets.config.HF_DATASETS_CACHE, "tokens")
     dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
@@ -186,20 +174,37 @@ def chunks(text: Dataset, size: int = CHUNK_BYTES) -> Iterator[pa.StringArray]:
         yield pa.concat_arrays(collected)
 
 
-def _tokenize_stream(
-    text: IterableDataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None
-) -> IterableDataset:
-    def encode(batch: dict) -> dict:
-        documents, options = documents_of(batch), {}
-        if max_length is not None:
-            documents = [document for document in documents if document.strip()]
-            options = {"truncation": True, "max_length": max_length}
-        if not documents:
-            return {"input_ids": []}
-        # verbose=False: a document longer than the model is cut into blocks later, there is nothing to warn of.
-        return {"input_ids": tokenizer(documents, return_attention_mask=False, verbose=False, **options)["input_ids"]}
+class StreamEncoder:
+    """Encodes documents of a stream as `tokenize` does those of a dataset. A process that gets one makes its own of it.
 
-    return text.map(encode, batched=True, batch_size=BATCH, remove_columns=["text"])
+    first_documents: what the ways to encode are tried on. max_length: as in `tokenize`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, first_documents: list[str], max_length: int | None = None):
+        self.tokenizer = tokenizer
+        self.first_documents = first_documents
+        self.max_length = max_length
+        self.encode = self._choose()
+
+    def _choose(self) -> Callable[[pa.StringArray], fast_encoding.Encoded]:
+        description = describe(self.tokenizer)
+        return fast_encoding.choose(
+            self.tokenizer, description and json.loads(description), self.first_documents, self.max_length
+        )
+
+    def __call__(self, documents: pa.StringArray) -> fast_encoding.Encoded:
+        """documents: null for none, which has no token."""
+        documents = documents.fill_null("")
+        if self.max_length is not None:
+            documents = documents.filter(pa.compute.match_substring_regex(documents, NOT_BLANK))
+        return self.encode(documents)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "encode"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self.encode = self._choose()
 
 
 def check_room(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:

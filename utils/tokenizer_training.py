@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2TokenizerFast, PreTrainedTokenizerFast
 from transformers import PreTrainedTokenizerBase as AnyTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from utils.errors import UsageError, one_line
-from utils.tokenization import BATCH, documents_of
+from utils.streaming import FirstDocuments, Stream
 
+BATCH = 1000
 STREAMED_DOCUMENTS = 100_000  # what is read of a stream
 CLASSIFIERS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
-def train(text: Dataset | IterableDataset, model_type: str, vocab_size: int) -> AnyTokenizer:
+def train(text: Dataset | Stream, model_type: str, vocab_size: int) -> AnyTokenizer:
     """A tokenizer of the kind that `model_type` was published with, trained on the column `text`.
 
     bert, distilbert: WordPiece, lower case. albert, xlnet: Unigram, with each one's special tokens at their positions.
@@ -25,7 +26,7 @@ def train(text: Dataset | IterableDataset, model_type: str, vocab_size: int) -> 
 
     vocab_size: at most so many tokens; a small corpus has fewer. Raises UsageError if it cannot hold the alphabet.
     """
-    if isinstance(text, IterableDataset):
+    if isinstance(text, Stream):
         text = text.take(STREAMED_DOCUMENTS)
     makers = {
         "bert": train_wordpiece,
@@ -45,9 +46,7 @@ def train(text: Dataset | IterableDataset, model_type: str, vocab_size: int) -> 
     return tokenizer
 
 
-def train_byte_level_bpe(
-    text: Dataset | IterableDataset, vocab_size: int, end_of_text: str = "<|endoftext|>"
-) -> AnyTokenizer:
+def train_byte_level_bpe(text: Dataset | Stream, vocab_size: int, end_of_text: str = "<|endoftext|>") -> AnyTokenizer:
     """Byte-level BPE of GPT-2's kind. `end_of_text` begins, ends and stands for the unknown, as in GPT-2."""
     tokenizer = _trained_byte_level_bpe(text, vocab_size, [end_of_text])
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
@@ -56,7 +55,7 @@ def train_byte_level_bpe(
     )
 
 
-def train_roberta_bpe(text: Dataset | IterableDataset, vocab_size: int) -> AnyTokenizer:
+def train_roberta_bpe(text: Dataset | Stream, vocab_size: int) -> AnyTokenizer:
     """Byte-level BPE with <s> 0, <pad> 1, </s> 2, <unk> 3, <mask> 4; a sequence is <s> text </s>."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     tokenizer = _trained_byte_level_bpe(text, vocab_size, special)
@@ -75,7 +74,7 @@ def train_roberta_bpe(text: Dataset | IterableDataset, vocab_size: int) -> AnyTo
     )
 
 
-def train_wordpiece(text: Dataset | IterableDataset, vocab_size: int) -> AnyTokenizer:
+def train_wordpiece(text: Dataset | Stream, vocab_size: int) -> AnyTokenizer:
     """WordPiece of BERT's uncased kind: [PAD] 0 [UNK] 1 [CLS] 2 [SEP] 3 [MASK] 4; a sequence is [CLS] text [SEP]."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -90,7 +89,7 @@ def train_wordpiece(text: Dataset | IterableDataset, vocab_size: int) -> AnyToke
     return _wrap(tokenizer, pad_token="[PAD]", unk_token="[UNK]", **CLASSIFIERS)
 
 
-def train_albert_unigram(text: Dataset | IterableDataset, vocab_size: int) -> AnyTokenizer:
+def train_albert_unigram(text: Dataset | Stream, vocab_size: int) -> AnyTokenizer:
     """Unigram of ALBERT's kind, lower case: <pad> 0 <unk> 1 [CLS] 2 [SEP] 3 [MASK] 4; a sequence is [CLS] text [SEP]."""
     special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = _trained_unigram(text, vocab_size, special, lowercase=True)
@@ -99,7 +98,7 @@ def train_albert_unigram(text: Dataset | IterableDataset, vocab_size: int) -> An
     return _wrap(tokenizer, **names, **CLASSIFIERS)
 
 
-def train_xlnet_unigram(text: Dataset | IterableDataset, vocab_size: int) -> AnyTokenizer:
+def train_xlnet_unigram(text: Dataset | Stream, vocab_size: int) -> AnyTokenizer:
     """Unigram of XLNet's kind: <unk> 0 <s> 1 </s> 2 <cls> 3 <sep> 4 <pad> 5 <mask> 6 <eod> 7 <eop> 8.
 
     A sequence is text <sep> <cls>, and padding stands at its left.
@@ -124,7 +123,7 @@ def train_xlnet_unigram(text: Dataset | IterableDataset, vocab_size: int) -> Any
     )
 
 
-def _trained_byte_level_bpe(text: Dataset | IterableDataset, vocab_size: int, special: list[str]) -> Tokenizer:
+def _trained_byte_level_bpe(text: Dataset | Stream, vocab_size: int, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -139,9 +138,7 @@ def _trained_byte_level_bpe(text: Dataset | IterableDataset, vocab_size: int, sp
     return tokenizer
 
 
-def _trained_unigram(
-    text: Dataset | IterableDataset, vocab_size: int, special: list[str], lowercase: bool
-) -> Tokenizer:
+def _trained_unigram(text: Dataset | Stream, vocab_size: int, special: list[str], lowercase: bool) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     steps = [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Lowercase()] if lowercase else steps)
@@ -166,6 +163,6 @@ def _wrap(tokenizer: Tokenizer, **names: str) -> AnyTokenizer:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
-def _batches(text: Dataset | IterableDataset) -> Iterator[list[str]]:
+def _batches(text: Dataset | FirstDocuments) -> Iterator[list[str]]:
     for batch in text.iter(batch_size=BATCH):
-        yield [document for document in documents_of(batch) if document]
+        yield [document for document in batch["text"] if document]

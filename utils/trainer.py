@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from transformers import Trainer, TrainerCallback
 
-from utils import device
+from utils import device, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -57,7 +57,9 @@ class LanguageModelingTrainer(Trainer):
         self.token_sums = token_sums
         self.running_sums: RunningSums | None = None
         self.evaluated_samples = 0
+        self.evaluates_stream = False
         self.throughput: Throughput | None = None
+        self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
         # transformers would read each loss on the host to leave NaN out of the logged mean; training_step does it there.
@@ -226,6 +228,30 @@ class LanguageModelingTrainer(Trainer):
         # Our datasets hold what their collator needs and nothing else, some of which no model knows by name.
         return data_collator
 
+    # ---- streams ----
+    def _get_dataloader(self, dataset, description, batch_size, *arguments, is_training=False, **named):
+        if not isinstance(dataset, torch.utils.data.IterableDataset):
+            return super()._get_dataloader(
+                dataset, description, batch_size, *arguments, is_training=is_training, **named
+            )
+        loader = stream_position.loader(dataset, batch_size, self.data_collator, self.args, is_training)
+        if is_training:
+            self.stream_loader = loader
+        return loader
+
+    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
+        trained = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
+        if self.stream_loader is None or resume_from_checkpoint is None:
+            return trained
+        if not self.args.ignore_data_skip:
+            stream_position.load(self.stream_loader, resume_from_checkpoint, self.args)
+        return 0, 0  # the loader goes on where it stood: there is nothing to skip
+
+    def _save_rng_state(self, output_dir) -> None:
+        super()._save_rng_state(output_dir)
+        if self.stream_loader is not None:
+            stream_position.save(self.stream_loader, output_dir, self.args)
+
     # ---- loss ----
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.loss_sum is None:
@@ -239,14 +265,19 @@ class LanguageModelingTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     # ---- evaluation ----
-    def evaluation_loop(self, *arguments, **named):
+    def evaluation_loop(self, dataloader, *arguments, **named):
         self._cast_model()
+        self.evaluates_stream = isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
         prefix = named.get("metric_key_prefix", "eval")
         self.running_sums = RunningSums(3, self.args.device) if self.token_sums is not None else None
         self.evaluated_samples = 0
-        output = super().evaluation_loop(*arguments, **named)
+        output = super().evaluation_loop(dataloader, *arguments, **named)
         if self.running_sums is not None:
-            correct, targets, negative_log_likelihood = self.running_sums.tolist()
+            sums = self.running_sums.tolist(self.accelerator.gather if self.evaluates_stream else None)
+            correct, targets, negative_log_likelihood = sums
+            if self.evaluates_stream:
+                count = torch.tensor([self.evaluated_samples], device=self.args.device)
+                self.evaluated_samples = int(self.accelerator.gather(count).sum())
             if targets == 0:
                 raise UsageError("--do_eval: nothing is predicted in so little validation text; give more of it")
             metrics = TokenAccuracy().compute(
@@ -264,7 +295,9 @@ class LanguageModelingTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs)["logits"]  # by name: apex's O2 makes a plain dict of the outputs
             # By sample, so that the gathering can drop those that fill up the last batch of some ranks.
-            sums = self.gather_function(self.token_sums(logits, labels))
+            sums = self.token_sums(logits, labels)
+            if not self.evaluates_stream:  # of that, ranks may have unequal numbers of batches: they gather at the end
+                sums = self.gather_function(sums)
         self.running_sums.add(sums.sum(dim=0))
         self.evaluated_samples += len(sums)
         return None, None, None

@@ -1,6 +1,5 @@
 """Samples whose hidden tokens are drawn while they are read, anew in each epoch."""
 
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -34,22 +33,31 @@ class DrawnSamples(torch.utils.data.Dataset):
 
 
 class DrawnStream(torch.utils.data.IterableDataset):
-    """As DrawnSamples, for a stream. Its samples have no number, so that what is drawn depends on their tokens instead."""
+    """As DrawnSamples, for a stream, whose samples have a `number`, a tuple of ints, of their own.
+
+    What is drawn depends on the seed and that number alone.
+    """
 
     def __init__(self, samples, law, seed: int):
         self.samples = samples
         self.law = law
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.samples.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for sample in self.samples:
-            ids = sample["input_ids"]
-            yield self.law.apply(ids, np.random.default_rng((self.seed, self.epoch, zlib.crc32(ids.tobytes()))))
+            draw = np.random.default_rng((self.seed, *sample.pop("number")))
+            yield {**sample, **self.law.apply(sample["input_ids"], draw)}
+
+    # Where the stream stands, and what it is, its samples know.
+    def state_dict(self) -> dict:
+        return self.samples.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.samples.load_state_dict(state)
+
+    @property
+    def description(self) -> dict:
+        return self.samples.description
 
 
 def draw(samples, law, seed: int) -> DrawnSamples | DrawnStream:

@@ -1,0 +1,109 @@
+"""Loads batches of a stream, and keeps in a checkpoint where each rank's loader stands."""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from utils.arguments import LanguageModelingArguments
+from utils.errors import UsageError
+
+FILE = "data_state_{}.json"
+
+
+class StreamLoader(StatefulDataLoader):
+    """A loader of training batches whose state is that of the samples that have been given out.
+
+    It is not accelerate's: that one lets rank 0 read a stream for all, or all ranks read all of it.
+    """
+
+    def __init__(self, *arguments, **named):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+            # Seeds of workers are drawn from a generator of its own: dropout sees nothing of loading.
+            super().__init__(*arguments, **named, generator=torch.Generator())
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return _told(super().__iter__())
+
+
+class EvaluationLoader(DataLoader):
+    """A loader whose errors of users are those of the process itself."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return _told(super().__iter__())
+
+
+def _told(batches: Iterator) -> Iterator:
+    try:
+        yield from batches
+    except UsageError as error:
+        # A worker's comes with its traceback; the message is behind the error's name.
+        raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip(), of_one_rank=True) from error
+
+
+def loader(
+    samples: IterableDataset, batch_size: int, collate: Callable, args: LanguageModelingArguments, is_training: bool
+) -> StreamLoader | EvaluationLoader:
+    """Batches of StreamedSamples (training) or EvaluatedSamples, as --dataloader_* flags say."""
+    workers = args.dataloader_num_workers
+    if not is_training:
+        workers = min(1, workers)  # each reads all
+    return (StreamLoader if is_training else EvaluationLoader)(
+        samples,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        persistent_workers=args.dataloader_persistent_workers and workers > 0 and is_training,
+        multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
+    )
+
+
+def save(batches: StreamLoader, folder: str, args: LanguageModelingArguments) -> None:
+    """Writes where this rank's loader stands into a checkpoint. For every rank to call."""
+    state = {"stream": _description(batches, args), "loader": batches.state_dict()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    Path(folder, FILE.format(args.process_index)).write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+
+def load(batches: StreamLoader, folder: str, args: LanguageModelingArguments) -> None:
+    """Lets the loader go on where it stood when the checkpoint was written. For every rank to call.
+
+    Raises UsageError if the checkpoint does not say where that was, or has been written by another number of readers or
+    of another stream.
+    """
+    remedy = "or add --ignore_data_skip to begin the text anew"
+    first = Path(folder, FILE.format(0))
+    if not first.exists():
+        raise UsageError(f"{folder}: has no {first.name}, which says how far the stream was read; {remedy[3:]}")
+    before = _read(first)["stream"]
+    for flag, now in _description(batches, args).items():
+        if before.get(flag) != now:
+            raise UsageError(
+                f"{folder}: its stream was read with {flag} {before.get(flag)}, now it is {now}; go on with what it was, "
+                f"{remedy}"
+            )
+    batches.load_state_dict(_read(Path(folder, FILE.format(args.process_index)))["loader"])
+
+
+def _description(batches: StreamLoader, args: LanguageModelingArguments) -> dict:
+    readers = {"processes": args.world_size, "dataloader_num_workers": args.dataloader_num_workers}
+    return json.loads(json.dumps(readers | batches.dataset.description))
+
+
+def _read(file: Path) -> dict:
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return {"stream": dict(state["stream"]), "loader": dict(state["loader"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{file}: cannot be read, so how far the stream was read is unknown; name another checkpoint, or add "
+            "--ignore_data_skip to begin the text anew",
+            of_one_rank=True,
+        ) from error
