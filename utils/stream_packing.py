@@ -26,7 +26,8 @@ from utils.tokenization import StreamEncoder, check_room
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 18  # of text that are encoded at once
+CHUNK_BYTES = 1 << 18  # of text that are encoded at once, at most
+TOKEN_BYTES = 4  # of text, about
 EVALUATED_WINDOW = 64  # samples of an evaluation that are cut at once
 FIRST_DOCUMENTS = 16  # that ways to encode are tried on
 
@@ -157,7 +158,8 @@ def windows(
     limit: samples in an epoch; then the text begins anew. once: one epoch only. Raises UsageError for an epoch without a
     sample.
     """
-    chunks = _chunks(reader, begin.place)
+    chunk_bytes = min(CHUNK_BYTES, size * cut.length * TOKEN_BYTES)
+    chunks = _chunks(reader, begin.place, chunk_bytes)
     while True:
         ids, counts, place, found, ends_epoch = [begin.rest], [], begin.place, 0.0, False
         while found < size and not ends_epoch:
@@ -171,7 +173,7 @@ def windows(
         if limit is not None and begin.in_epoch + count >= limit:
             count, ends_epoch = limit - begin.in_epoch, True
             place, rest = reader.start(begin.place.epoch + 1), NOTHING
-            chunks = _chunks(reader, place)
+            chunks = _chunks(reader, place, chunk_bytes)
         if ends_epoch and begin.in_epoch + count == 0:
             raise _too_little(cut, len(rest), reader.count)
         yield Window(samples, count, begin)
@@ -180,14 +182,14 @@ def windows(
         begin = Begin(place, rest, begin.number + count, 0 if ends_epoch else begin.in_epoch + count)
 
 
-def _chunks(reader: Reader, place: Place) -> Iterator[tuple[pa.StringArray, Place, bool]]:
-    """(about CHUNK_BYTES of documents, the place behind them, whether the epoch ends there)."""
+def _chunks(reader: Reader, place: Place, chunk_bytes: int) -> Iterator[tuple[pa.StringArray, Place, bool]]:
+    """(about chunk_bytes of documents, the place behind them, whether the epoch ends there)."""
     collected, size = [], 0
     for documents, behind in reader.read(place):
         if documents is not None:
             collected.append(documents)
             size += int(byte_counts(documents).sum())
-        if documents is None or size >= CHUNK_BYTES:
+        if documents is None or size >= chunk_bytes:
             yield pa.concat_arrays([pa.array([], pa.string()), *collected]), behind, documents is None
             collected, size = [], 0
 
