@@ -11,7 +11,8 @@ from stream_text import LONGEST, Numbered, load, write
 
 from utils.document_packing import DocumentBlocks
 from utils.errors import UsageError
-from utils.stream_packing import Cutter, EvaluatedSamples, StreamedSamples
+from utils.stream_packing import EvaluatedSamples, StreamedSamples
+from utils.stream_windows import Cutter
 
 KINDS = ["blocks", "documents", "lines"]
 
@@ -154,7 +155,12 @@ def test_ranks_share_the_samples_of_one(kind, limit, tmp_path):
     shared = sorted((sample for part in parts for sample in part), key=lambda sample: sample["number"])
     assert list(map(content, shared)) == list(map(content, one))
     if kind == "blocks":
-        rows = [n for shard, size, first in ((0, 700, 0), (1, 500, 700)) for n in range(first, first + size) if (n - first + shard) % 100 < 50]
+        rows = [
+            n
+            for shard, size, first in ((0, 700, 0), (1, 500, 700))
+            for n in range(first, first + size)
+            if (n - first + shard) % 100 < 50
+        ]
         expected = [LONGEST * n + place for n in rows for place in range(1 + n * 7 % 40)]
         assert sum(take(one, len(one)), []) == expected[: len(one) * 48]
 

@@ -1,21 +1,20 @@
 """utils/stream_position.py: batches after a checkpoint are those that would have followed; and the scripts keep to that."""
 
 import itertools
-import json
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-import stream_text
 import torch
-from commands import TINY_GPT2, log_history, losses, one_error_line, results, run_distributed, run_script
+from commands import TINY_GPT2, log_history, losses, run_distributed, run_script
 from safetensors.torch import load_file
 from stream_text import Numbered, load, write
 
 from utils import stream_position
 from utils.errors import UsageError
 from utils.objectives import causal
-from utils.stream_packing import Cutter, EvaluatedSamples, StreamedSamples
+from utils.stream_packing import EvaluatedSamples, StreamedSamples
+from utils.stream_windows import Cutter
 
 
 def flags(workers: int = 0, rank: int = 0, ranks: int = 1) -> SimpleNamespace:

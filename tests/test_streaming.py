@@ -102,7 +102,10 @@ def test_epochs_have_other_orders_of_shards_and_seeds_too():
     text = stream(*[30] * 8)
 
     def orders(seed: int) -> list[list[str]]:
-        return [list(dict.fromkeys(d.split()[0] for d in epoch)) for epoch in epochs(Reader(text, seed=seed, shuffles=True), 2)]
+        return [
+            list(dict.fromkeys(d.split()[0] for d in epoch))
+            for epoch in epochs(Reader(text, seed=seed, shuffles=True), 2)
+        ]
 
     assert orders(1) == orders(1)
     assert len({tuple(order) for order in orders(1) + orders(2)}) == 4

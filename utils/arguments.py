@@ -374,7 +374,22 @@ def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:
     if args.do_train and not (data.dataset_name or data.train_file or data.data_mix):
         raise UsageError("--do_train: no training text; add --train_file FILE")
     if args.do_train and data.streaming and args.max_steps <= 0:
-        raise UsageError("--streaming: a stream has no length that epochs could be counted by; add --max_steps N")
+        _check_countable(data)
+
+
+def _check_countable(data: DataArguments) -> None:
+    """Raises UsageError for a stream whose steps cannot be counted beforehand."""
+    reason = None
+    if data.dataset_name and not os.path.exists(os.path.expanduser(data.dataset_name)):
+        reason = (
+            f"--dataset_name {data.dataset_name}: how much text of the hub makes an epoch is known when it is read"
+        )
+    elif data.data_mix:
+        reason = "--data_mix: files that are drawn from by weight begin again at different times"
+    elif data.packing == "documents":
+        reason = "--packing documents: how many blocks a stream makes depends on its order"
+    if reason is not None:
+        raise UsageError(f"--streaming with {reason}; add --max_steps N")
 
 
 def wants_traceback(argv: Sequence[str] | None = None) -> bool:

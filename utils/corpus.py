@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pandas
 from datasets import Dataset, DatasetDict
+from datasets.fingerprint import Hasher
 
 from utils import streaming
 from utils.compression import SUFFIXES, decompressed_copy
@@ -133,8 +134,9 @@ def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None)
 
 def _stream(text: datasets.Dataset | datasets.IterableDataset, data: DataArguments) -> Stream:
     told = functools.partial(explain, flag="--dataset_name", name=data.dataset_name)
-    is_local = os.path.exists(os.path.expanduser(data.dataset_name))
-    return Stream([streaming.Source(streaming.shards_of(text, told), is_local=is_local)])
+    # Of a data set on the hub nothing says beforehand whether it is what it was.
+    fingerprint = text._fingerprint if isinstance(text, Dataset) else None
+    return Stream([streaming.Source(streaming.shards_of(text, told), fingerprint=fingerprint)])
 
 
 def _is_saved(name: str) -> bool:
@@ -165,7 +167,9 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
             text = _load(files, builder, split, {**options, "streaming": True})
         except Exception as error:
             raise told(error) from error
-        return Stream([streaming.Source(streaming.shards_of(text, told))])
+        states = [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
+        fingerprint = Hasher.hash([states, sorted(options.items(), key=str)])
+        return Stream([streaming.Source(streaming.shards_of(text, told), fingerprint=fingerprint)])
     try:
         text = _load(files, builder, split, options)
         _check_loaded(text, files, builder, _choose_column(text.column_names, data, split))

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
+from transformers import TrainerCallback
 
 from utils.arguments import LanguageModelingArguments
 from utils.errors import UsageError
@@ -44,6 +45,21 @@ def _told(batches: Iterator) -> Iterator:
     except UsageError as error:
         # A worker's comes with its traceback; the message is behind the error's name.
         raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip(), of_one_rank=True) from error
+
+
+class StreamEpochs(TrainerCallback):
+    """Counts a stream's epochs by steps, since its loader knows no end: up to `epochs` at the last step."""
+
+    def __init__(self, epochs: float):
+        self.epochs = epochs
+
+    def on_step_end(self, args, state, control, **_):
+        before = self.epochs * (state.global_step - 1) / state.max_steps
+        state.epoch = self.epochs * state.global_step / state.max_steps
+        if int(before) < int(state.epoch) and state.global_step < state.max_steps:
+            control.should_log = control.should_log or args.logging_strategy == "epoch"
+            control.should_save = control.should_save or args.save_strategy == "epoch"
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == "epoch"
 
 
 def loader(

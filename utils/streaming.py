@@ -90,11 +90,11 @@ def shards_of(text: Dataset | IterableDataset, explain: Explain) -> list[Shard]:
 
 @dataclass(frozen=True)
 class Source:
-    """Shards whose rows have the text in `column`. is_local: they lie on this machine."""
+    """Shards whose rows have the text in `column`. fingerprint: changes with the text; None if that is not known."""
 
     shards: list[Shard]
     column: str = "text"
-    is_local: bool = True
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

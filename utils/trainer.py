@@ -237,6 +237,7 @@ class LanguageModelingTrainer(Trainer):
         loader = stream_position.loader(dataset, batch_size, self.data_collator, self.args, is_training)
         if is_training:
             self.stream_loader = loader
+            self.add_callback(stream_position.StreamEpochs(dataset.epochs))
         return loader
 
     def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):

@@ -59,6 +59,10 @@ class DrawnStream(torch.utils.data.IterableDataset):
     def description(self) -> dict:
         return self.samples.description
 
+    @property
+    def epochs(self) -> float:
+        return self.samples.epochs
+
 
 def draw(samples, law, seed: int) -> DrawnSamples | DrawnStream:
     """`samples` as the law shows them. samples: items, or a stream of items, {"input_ids": array of int, (length,)}."""
