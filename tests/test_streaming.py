@@ -198,6 +198,30 @@ def test_positions_in_files(kind, tmp_path):
     assert [(d and d.to_pylist(), p) for d, p in resumed] == [(d and d.to_pylist(), p) for d, p in steps[5:]]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text(st.sampled_from("ab \n\r\u2028\x0b\ufeffé"), min_size=1, max_size=60),
+    keep=st.booleans(),
+    size=st.integers(1, 30),
+)
+def test_lines_are_those_of_datasets_and_are_not_read_again(text, keep, size, tmp_path_factory):
+    file = tmp_path_factory.getbasetemp() / "lines.txt"
+    file.write_bytes(text.encode())
+    options = {"keep_linebreaks": keep, "sample_by": "line", "streaming": True}
+    theirs = datasets.load_dataset("text", data_files=[str(file)], split="train", **options)
+    shard = streaming.LinesShard(str(file), 0, keep, lambda error: error)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming, "READ_BYTES", size)
+        tables = list(shard.rows(0, 0))
+        rows = [table.column("text").to_pylist() for table, _ in tables]
+        assert sum(rows, []) == [row["text"] for row in theirs]
+        for place, (_, offset) in enumerate(tables):
+            resumed = [
+                table.column("text").to_pylist() for table, _ in shard.rows(len(sum(rows[: place + 1], [])), offset)
+            ]
+            assert resumed == rows[place + 1 :]
+
+
 # ---- runs ----
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.integers(0, 3000), max_size=200), cut=st.integers(0, 200))

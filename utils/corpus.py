@@ -163,13 +163,7 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
         options |= {"sep": "\t" if is_tsv(files[0]) else ",", "index_col": False}
     told = functools.partial(_explain, files=files, builder=builder, split=split)
     if data.streaming:
-        try:
-            text = _load(files, builder, split, {**options, "streaming": True})
-        except Exception as error:
-            raise told(error) from error
-        states = [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
-        fingerprint = Hasher.hash([states, sorted(options.items(), key=str)])
-        return Stream([streaming.Source(streaming.shards_of(text, told), fingerprint=fingerprint)])
+        return _stream_files(files, builder, split, options, told)
     try:
         text = _load(files, builder, split, options)
         _check_loaded(text, files, builder, _choose_column(text.column_names, data, split))
@@ -178,6 +172,20 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
         raise
     except Exception as error:
         raise told(error) from error
+
+
+def _stream_files(files: list[str], builder: str, split: str, options: dict, told: streaming.Explain) -> Stream:
+    if options.get("sample_by") == "line" and not any(file.endswith(SUFFIXES) for file in files):
+        keep = options["keep_linebreaks"]
+        shards = [streaming.LinesShard(file, number, keep, told) for number, file in enumerate(files)]
+    else:
+        try:
+            shards = streaming.shards_of(_load(files, builder, split, {**options, "streaming": True}), told)
+        except Exception as error:
+            raise told(error) from error
+    states = [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
+    fingerprint = Hasher.hash([states, sorted(options.items(), key=str)])
+    return Stream([streaming.Source(shards, fingerprint=fingerprint)])
 
 
 def _load(files: list[str], builder: str, split: str, options: dict) -> Text:

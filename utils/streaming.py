@@ -5,6 +5,7 @@ know the order of the shards in an epoch, drawn from seed and epoch, and find th
 """
 
 import dataclasses
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from utils.errors import UsageError
 
 HUNDRED = 100
 ROWS = 256  # read at once
+READ_BYTES = 1 << 17  # of a text file that are read at once
 SHARD_ROWS = 1000  # of a dataset that is mapped into memory, at least
 MOST_SHARDS = 1024
 DRAWS = 256  # documents of a mix that are drawn at once
@@ -42,7 +44,7 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class StreamedShard:
-    """One file, or one part of a dataset on the hub. What is passed over to come to a row is read, but no more."""
+    """One file, or one part of a dataset on the hub. What is passed over to come to a row is read, but not encoded."""
 
     text: IterableDataset
     number: int
@@ -59,6 +61,29 @@ class StreamedShard:
                     yield wanted, 0
         except UsageError:
             raise
+        except Exception as error:
+            raise self.explain(error) from error
+
+
+@dataclass(frozen=True)
+class LinesShard:
+    """The lines of a text file, as `datasets` reads them, from any place on: what was read is not read again."""
+
+    file: str
+    number: int
+    keep_linebreaks: bool
+    explain: Explain
+
+    def rows(self, first: int, offset: int = 0) -> Iterator[tuple[pa.Table, int]]:
+        try:
+            with open(self.file, "rb") as file:
+                file.seek(offset)
+                while block := file.read(READ_BYTES):
+                    text = (block + file.readline()).decode()
+                    lines = io.StringIO(text, newline=None).readlines()
+                    if not self.keep_linebreaks:
+                        lines = [line.rstrip("\n") for line in lines]
+                    yield pa.table({"text": pa.array(lines, pa.string())}), file.tell()
         except Exception as error:
             raise self.explain(error) from error
 
