@@ -8,7 +8,9 @@ import stream_text
 from commands import TINY_GPT2, log_history, one_error_line, run_script
 from stream_text import Numbered, load, write
 
+from utils import corpus as corpus_module
 from utils import stream_length
+from utils.data_arguments import DataArguments
 from utils.stream_windows import Cutter
 
 
@@ -38,11 +40,21 @@ def test_steps_are_those_of_the_text(kind, limit, tmp_path):
         )
         assert count == math.ceil(epochs * samples / 4)
         assert encode.documents == (500 if epochs == 1 else 0)  # found the second time
-    write(tmp_path, 300, 100)
     changed = load(write(tmp_path, 300, 100), validation_file=write(tmp_path, 5, first=9000))["train"]
     encode = Described()
     stream_length.steps(changed, encode, Cutter(kind, 16), data, flags(), tmp_path / "c")
     assert encode.documents == 400
+
+
+def test_what_may_change_unseen_is_counted_again(tmp_path):
+    (tmp_path / "data").mkdir()
+    for documents in (300, 200):
+        write(tmp_path / "data", documents)
+        text = corpus_module.load_text(DataArguments(dataset_name=str(tmp_path / "data"), streaming=True), ["train"])
+        encode = Described()
+        data = SimpleNamespace(max_train_samples=None)
+        count = stream_length.steps(text["train"], encode, Cutter("lines", 16), data, flags(), tmp_path / "c")
+        assert encode.documents == documents * 0.95 and count == math.ceil(3 * documents * 0.95 / 4)
 
 
 def test_epochs_of_a_stream_end_where_its_text_does(corpus, tmp_path):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import TINY_GPT2, log_history, losses, run_distributed, run_script
+from commands import TINY_GPT2, log_history, losses, results, run_distributed, run_script
 from safetensors.torch import load_file
 from stream_text import Numbered, load, write
 
@@ -153,18 +153,29 @@ def resumed_equals_uninterrupted(run, command: list, folder) -> None:
     ],
 )
 def test_a_run_that_resumes_in_mid_stream_is_the_uninterrupted_one(script, options, corpus, tmp_path):
-    command = [*SCRIPTS[script], "--vocab_size", 300, "--train_file", corpus / "train.txt", *SHORT, *options]
+    text = (corpus / "train.txt").read_text()
+    (tmp_path / "train.txt").write_text(text.replace("\n", "\n\n") if "documents" in options else text)
+    command = [*SCRIPTS[script], "--vocab_size", 300, "--train_file", tmp_path / "train.txt", *SHORT, *options]
     resumed_equals_uninterrupted(lambda *words: run_script(script, *words), [*command, "--do_train"], tmp_path)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_processes_resume_in_mid_stream(workers, corpus, tmp_path):
+def test_two_processes_resume_in_mid_stream(corpus, tmp_path):
     command = [
         *SCRIPTS["run_clm.py"], "--train_file", corpus / "train.txt", *SHORT, "--gradient_accumulation_steps", 2,
-        "--dataloader_num_workers", workers, "--do_train",
+        "--dataloader_num_workers", 2, "--do_train", "--do_eval", "--max_eval_samples", 115,
     ]  # fmt: skip
     resumed_equals_uninterrupted(lambda *words: run_distributed("run_clm.py", *words), command, tmp_path)
     assert {f.name for f in (tmp_path / "whole" / "checkpoint-3").glob("data_state_*")} == {
         "data_state_0.json",
         "data_state_1.json",
     }
+    found = results(tmp_path / "whole")
+    assert found["data_tokens"] == results(tmp_path / "resumed")["data_tokens"] == 8 * 2 * 2 * 2 * 32
+    # What ranks evaluate together is what one does alone: each sample counts once.
+    run_script(
+        "run_clm.py", "--model_name_or_path", tmp_path / "whole", "--train_file", corpus / "train.txt", "--streaming",
+        "--block_size", 32, "--do_eval", "--max_eval_samples", 115, "--output_dir", tmp_path / "one",
+    )  # fmt: skip
+    one = results(tmp_path / "one")
+    assert found["eval_samples"] == one["eval_samples"] == 115  # not the same for both ranks
+    assert found["eval_loss"] == pytest.approx(one["eval_loss"], rel=1e-6)

@@ -179,6 +179,8 @@ def _stream_files(files: list[str], builder: str, split: str, options: dict, tol
         keep = options["keep_linebreaks"]
         shards = [streaming.LinesShard(file, number, keep, told) for number, file in enumerate(files)]
     else:
+        for file in files if builder == "json" else []:
+            check_surrogates(file)
         try:
             shards = streaming.shards_of(_load(files, builder, split, {**options, "streaming": True}), told)
         except Exception as error:

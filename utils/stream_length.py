@@ -57,6 +57,8 @@ def steps(
 
 def _units(stream: Stream, encode: StreamEncoder, cut: Cutter, cache_dir: str | None) -> int:
     """The tokens of an epoch; of lines, the lines."""
+    if any(source.fingerprint is None for source in stream.sources):
+        return _count(stream, encode, cut)
     file = _file(stream, encode, cut, cache_dir)
     try:
         return int(json.loads(file.read_text())["units"])

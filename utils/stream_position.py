@@ -11,6 +11,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainerCallback
 
 from utils.arguments import LanguageModelingArguments
+from utils.document_packing import FILLER
 from utils.errors import UsageError
 
 FILE = "data_state_{}.json"
@@ -20,7 +21,11 @@ class StreamLoader(StatefulDataLoader):
     """A loader of training batches whose state is that of the samples that have been given out.
 
     It is not accelerate's: that one lets rank 0 read a stream for all, or all ranks read all of it.
+
+    tokens: in all batches so far, padding left out.
     """
+
+    tokens = 0
 
     def __init__(self, *arguments, **named):
         with warnings.catch_warnings():
@@ -29,7 +34,12 @@ class StreamLoader(StatefulDataLoader):
             super().__init__(*arguments, **named, generator=torch.Generator())
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return _told(super().__iter__())
+        return self._counted(_told(super().__iter__()))
+
+    def _counted(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in batches:
+            self.tokens += count_tokens(batch)
+            yield batch
 
 
 class EvaluationLoader(DataLoader):
@@ -45,6 +55,13 @@ def _told(batches: Iterator) -> Iterator:
     except UsageError as error:
         # A worker's comes with its traceback; the message is behind the error's name.
         raise UsageError(str(error).rsplit("UsageError: ", 1)[-1].strip(), of_one_rank=True) from error
+
+
+def count_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """The tokens of a batch, padding left out."""
+    if "documents" in batch:
+        return int((batch["documents"] != FILLER).sum())
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch["input_ids"].numel()
 
 
 class StreamEpochs(TrainerCallback):
@@ -83,7 +100,7 @@ def loader(
 
 def save(batches: StreamLoader, folder: str, args: LanguageModelingArguments) -> None:
     """Writes where this rank's loader stands into a checkpoint. For every rank to call."""
-    state = {"stream": _description(batches, args), "loader": batches.state_dict()}
+    state = {"stream": _description(batches, args), "loader": batches.state_dict(), "tokens": batches.tokens}
     Path(folder).mkdir(parents=True, exist_ok=True)
     Path(folder, FILE.format(args.process_index)).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
@@ -105,7 +122,9 @@ def load(batches: StreamLoader, folder: str, args: LanguageModelingArguments) ->
                 f"{folder}: its stream was read with {flag} {before.get(flag)}, now it is {now}; go on with what it was, "
                 f"{remedy}"
             )
-    batches.load_state_dict(_read(Path(folder, FILE.format(args.process_index)))["loader"])
+    state = _read(Path(folder, FILE.format(args.process_index)))
+    batches.load_state_dict(state["loader"])
+    batches.tokens = state["tokens"]
 
 
 def _description(batches: StreamLoader, args: LanguageModelingArguments) -> dict:
@@ -116,7 +135,7 @@ def _description(batches: StreamLoader, args: LanguageModelingArguments) -> dict
 def _read(file: Path) -> dict:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        return {"stream": dict(state["stream"]), "loader": dict(state["loader"])}
+        return {"stream": dict(state["stream"]), "loader": dict(state["loader"]), "tokens": int(state["tokens"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{file}: cannot be read, so how far the stream was read is unknown; name another checkpoint, or add "

@@ -253,6 +253,10 @@ class LanguageModelingTrainer(Trainer):
         if self.stream_loader is not None:
             stream_position.save(self.stream_loader, output_dir, self.args)
 
+    def streamed_tokens(self) -> int:
+        """The tokens that all ranks have been given of the stream, padding left out. For every rank to call."""
+        return int(self.accelerator.gather(torch.tensor([self.stream_loader.tokens], device=self.args.device)).sum())
+
     # ---- loss ----
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.loss_sum is None:

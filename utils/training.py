@@ -27,6 +27,8 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None,
         except TypeError:  # a stream
             metrics["train_samples"] = trainer.state.max_steps * trainer.get_total_train_batch_size(args)
         metrics |= trainer.throughput.metrics() | figures
+        if trainer.stream_loader is not None:
+            metrics["data_tokens"] = trainer.streamed_tokens()
         metrics["train_peak_memory_bytes"] = device.memory(args.device)["peak"]
         trainer.log_metrics("train", metrics)
         if trainer.combined is not None and args.use_combine_grad:
