@@ -59,6 +59,7 @@ def test_equal_words_make_equal_streams_and_seeds_others(tmp_path):
     text = load(write(tmp_path, 300, 300))["train"]
     samples = StreamedSamples(text, Numbered(), Cutter("blocks", 16), 50, seed=2)
     assert take(training(text), 100) == take(training(text), 100) != take(samples, 100)
+    assert take(samples, 70) == take(samples, 70)  # each iteration begins anew
 
 
 def test_lines_are_documents_and_documents_are_whole(tmp_path):

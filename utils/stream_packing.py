@@ -127,6 +127,7 @@ class StreamedSamples(torch.utils.data.IterableDataset):
         self.ranks = ranks
         self.limit = limit
         self.state: dict | None = None
+        self.resumed: dict | None = None  # until it is gone on from: another iteration begins anew
 
     @property
     def description(self) -> dict:
@@ -148,7 +149,7 @@ class StreamedSamples(torch.utils.data.IterableDataset):
         return self.state or {}
 
     def load_state_dict(self, state: dict) -> None:
-        self.state = state or None
+        self.state = self.resumed = state or None
 
     def __iter__(self) -> Iterator[dict]:
         reader = self._reader()
@@ -162,8 +163,9 @@ class StreamedSamples(torch.utils.data.IterableDataset):
                     of_one_rank=True,
                 )
         begin, taken = Begin(reader.start(), NOTHING), 0
-        if self.state is not None:
-            begin, taken = Begin.from_json(self.state), self.state["taken"]
+        if self.resumed is not None:
+            begin, taken = Begin.from_json(self.resumed), self.resumed["taken"]
+        self.state, self.resumed = self.resumed, None
         for window in ahead(windows(reader, self.encode, self.cut, self.buffer_size, begin, limit)):
             begin = window.begin
             order = np.arange(window.count)
