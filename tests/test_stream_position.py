@@ -146,7 +146,7 @@ def resumed_equals_uninterrupted(run, command: list, folder) -> None:
 @pytest.mark.parametrize(
     ("script", "options"),
     [
-        ("run_clm.py", ["--dataloader_num_workers", 2, "--shuffle_buffer_size", 4]),  # beyond an epoch: 8 blocks
+        ("run_clm.py", ["--dataloader_num_workers", 2, "--max_train_samples", 8]),  # into the next epoch
         ("run_clm.py", ["--packing", "documents", "--gradient_accumulation_steps", 3, "--use_combine_grad"]),
         ("run_mlm.py", ["--line_by_line", "--gradient_accumulation_steps", 2]),
         ("run_plm.py", ["--dataloader_num_workers", 2]),
