@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from commands import ROOT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from stand_in_hub import StandInHub, client_environment, make_small_wikitext
 
 from utils import corpus, streaming
 from utils.data_arguments import DataArguments
@@ -196,6 +200,29 @@ def test_positions_in_files(kind, tmp_path):
     steps = list(itertools.islice(reader.read(), 12))
     resumed = list(itertools.islice(reader.read(steps[4][1]), 7))
     assert [(d and d.to_pylist(), p) for d, p in resumed] == [(d and d.to_pylist(), p) for d, p in steps[5:]]
+
+
+FROM_THE_HUB = """
+from utils import corpus
+from utils.data_arguments import DataArguments
+from utils.streaming import Reader
+text = corpus.load_text(
+    DataArguments(dataset_name="wikitext", dataset_config_name="wikitext-2-raw-v1", streaming=True), ["train"]
+)["train"]
+reader = Reader(text, 1, 2, shuffles=True)
+_, (_, place), (documents, behind) = (step for step, _ in zip(reader.read(), range(3)))
+resumed, its = next(reader.read(place))
+print(len(list(text)), its == behind, resumed == documents)
+"""
+
+
+def test_a_data_set_on_the_hub(tmp_path):
+    make_small_wikitext(tmp_path / "hub" / "datasets/Salesforce/wikitext")
+    with StandInHub(tmp_path / "hub", {"datasets/wikitext": "datasets/Salesforce/wikitext"}) as hub:
+        environment = client_environment(hub.url, tmp_path / "home", PYTHONPATH=str(ROOT))
+        command = [sys.executable, "-c", FROM_THE_HUB]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["300", "True", "True"], done.stderr
 
 
 @settings(max_examples=60, deadline=None)
