@@ -1,4 +1,4 @@
-"""utils/metrics.py: sums that do not grow, and what throughput leaves out."""
+"""utils/metrics.py: sums that do not grow."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils import metrics
-from utils.metrics import RunningSums, Throughput, TokenAccuracy
+from utils.metrics import RunningSums, TokenAccuracy
 
 
 def test_accuracy_loss_and_perplexity_of_sums_over_batches():
@@ -32,44 +32,3 @@ def test_running_sums_are_exact_where_float32_is_not():
     total, tenths = sums.tolist()
     assert total == 2**24 + 1000
     assert tenths == pytest.approx(1001 * torch.tensor(0.1).item(), abs=1e-9)
-
-
-class Clock:
-    """Seconds that pass only when they are told to."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(metrics.time, "perf_counter", clock)
-    return clock
-
-
-def test_throughput_leaves_out_the_warm_up_and_what_is_not_training(clock):
-    throughput = Throughput(steps=20, processes=2, on=torch.device("cpu"))
-    for step in range(20):
-        clock.now += 9.0 if step < 2 else 1.0  # two steps of warm-up, then half of each is spent waiting
-        throughput.wait(8.0 if step < 2 else 0.5)
-        throughput.count(samples=4, tokens=64)
-        throughput.step_done()
-        if step == 9:
-            clock.now += 30.0  # an evaluation
-            throughput.pause(30.0)
-    throughput.stop()
-    assert throughput.metrics() == {"fps": 8.0, "tokens_per_second": 128.0, "data_wait": 0.5}
-
-
-def test_the_share_of_waiting_is_counted_anew_after_each_log(clock):
-    throughput = Throughput(steps=100, processes=1, on=torch.device("cpu"))
-    clock.now += 10.0
-    throughput.wait(1.0)
-    assert throughput.data_wait_since_log() == pytest.approx(0.1)
-    clock.now += 14.0
-    throughput.pause(10.0)
-    throughput.wait(3.0)
-    assert throughput.data_wait_since_log() == pytest.approx(0.75)

@@ -446,14 +446,3 @@ def test_the_optimizer_phase_does_not_grow_with_the_model(tmp_path, level):
     assert shallow.tensors == deep.tensors < 80
     assert shallow.calls == deep.calls
     assert steady(2, False).tensors > 80  # the flag does something
-
-
-# ---- throughput ----
-def test_throughput_counts_samples_and_tokens_after_the_warm_up(tmp_path):
-    trainer = trainer_for(tmp_path, max_steps=20, eval_strategy="steps", eval_steps=5)
-    trainer.train()
-    metrics = trainer.throughput.metrics()
-    assert trainer.throughput.samples == 18 * 4
-    assert metrics["tokens_per_second"] == pytest.approx(16 * metrics["fps"], rel=1e-2)
-    assert trainer.throughput.paused > 0
-    assert len(logged(trainer, "data_wait")) == 20 and all(0 < share < 1 for share in logged(trainer, "data_wait"))

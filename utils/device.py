@@ -1,10 +1,11 @@
 """Which device a run uses: Ascend NPU, CUDA or CPU, and all that differs between them.
 
-Nothing else in this package names a device or a backend. `import torch_npu` happens here alone, and only where the
+Nothing else in this package names a device or a backend, but for the table in device_peaks. `import torch_npu` happens here alone, and only where the
 package is installed. Import this module before transformers, which would import torch_npu too: a torch_npu that finds
 no CANN ends the process here, in one line.
 """
 
+import functools
 import logging
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy
 
-from utils import cann
+from utils import cann, device_peaks
 from utils.errors import UsageError, leave, one_line
 
 logger = logging.getLogger(__name__)
@@ -181,18 +182,8 @@ def half_slowdown(device: torch.device, dtype: torch.dtype) -> float:
     """
     if device.type != "cpu" or dtype == torch.float32:
         return 1.0
-
-    def seconds(matrix: torch.Tensor, repeats: int) -> float:
-        times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            matrix @ matrix
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    # Busy cores only ever slow a product down, so the least of many is the true time.
     ones = torch.ones(256, 256)
-    return seconds(ones.to(dtype), 3) / seconds(ones, 50)
+    return _least_seconds(ones.to(dtype), 3) / _least_seconds(ones, 50)
 
 
 def fused_adamw_obeys_grad_scale(device: torch.device) -> bool:
@@ -206,6 +197,60 @@ def synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
+def mark(on: torch.device):
+    """A moment in the work that the device has been given. The host does not wait for it."""
+    event_type = None if on.type == "cpu" else getattr(_module(on), "Event", None)
+    if event_type is None:
+        return time.perf_counter()
+    event = event_type(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start, end) -> float:
+    """The device's time between two marks, both of which it has passed: synchronize before, or read one of its values."""
+    return end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+
+
+def peak_flops(on: torch.device, dtype: torch.dtype) -> tuple[float, bool]:
+    """(FLOP/s of matrix products in `dtype` at most, whether that was measured), for one device.
+
+    From device_peaks, or for a CPU and for what is not listed there measured in about 0.1 s, once.
+    """
+    stated = device_peaks.stated_tflops(describe(on), _unit(on, dtype))
+    return (stated * 1e12, False) if stated is not None else (_measure_flops(on, dtype), True)
+
+
+def _unit(on: torch.device, dtype: torch.dtype) -> str:
+    """By which of device_peaks' units the device multiplies matrices of this type."""
+    if dtype != torch.float32:
+        return "half"
+    return "tf32" if on.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32" else "float32"
+
+
+@functools.cache
+def _measure_flops(on: torch.device, dtype: torch.dtype) -> float:
+    best, size, seconds = 0.0, 256, 0.0
+    while seconds < 0.01 and size <= 8192:
+        matrix = torch.ones(size, size, dtype=dtype, device=on)
+        seconds = _least_seconds(matrix, 4)
+        best = max(best, 2 * size**3 / seconds)
+        size *= 2
+    return best
+
+
+def _least_seconds(matrix: torch.Tensor, repeats: int) -> float:
+    """Of a product with itself. Busy cores only ever slow it down, so the least of many is the true time."""
+    times = []
+    for _ in range(repeats):
+        synchronize(matrix.device)
+        start = time.perf_counter()
+        matrix @ matrix
+        synchronize(matrix.device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
 def memory(on: torch.device) -> dict[str, int]:
     """Bytes: `peak`, what tensors took at most since the start or reset_peak_memory; `free` and `total` of the device.
 
@@ -213,9 +258,14 @@ def memory(on: torch.device) -> dict[str, int]:
     """
     if on.type == "cpu":
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return {"peak": _peak_resident_bytes(), "free": _available_bytes(default=total), "total": total}
+        return {"peak": peak_memory(on), "free": _available_bytes(default=total), "total": total}
     free, total = _module(on).mem_get_info(on)
-    return {"peak": _module(on).max_memory_allocated(on), "free": free, "total": total}
+    return {"peak": peak_memory(on), "free": free, "total": total}
+
+
+def peak_memory(on: torch.device) -> int:
+    """`peak` of memory() alone, which asks the device nothing."""
+    return _peak_resident_bytes() if on.type == "cpu" else _module(on).max_memory_allocated(on)
 
 
 def _peak_resident_bytes() -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
 
 from utils import device, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
@@ -18,7 +18,9 @@ from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError
-from utils.metrics import RunningSums, Throughput, TokenAccuracy
+from utils.metrics import RunningSums, TokenAccuracy
+from utils.progress_bar import ProgressBar
+from utils.throughput import Throughput, ThroughputClock
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ class LanguageModelingTrainer(Trainer):
         if loss_sum is not None:
             self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
         self.add_callback(SkippedSteps())
-        self.add_callback(_ThroughputClock(self))
+        self.add_callback(ThroughputClock(self))
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ProgressBar())
 
     # ---- precision ----
     def _build_accelerator_args(self, **named) -> dict:
@@ -310,7 +314,7 @@ class LanguageModelingTrainer(Trainer):
     # ---- log ----
     def log(self, logs, start_time=None) -> None:
         if "loss" in logs:
-            logs["data_wait"] = round(self.throughput.data_wait_since_log(), 4)
+            logs |= self.throughput.log()
         if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
             scaler = self.accelerator.scaler
             logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
@@ -324,12 +328,12 @@ class LanguageModelingTrainer(Trainer):
         return batches
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        samples, tokens = inputs["input_ids"].shape[0], inputs["input_ids"].numel()
+        samples, length = inputs["input_ids"].shape
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.leaves_out_nan:
             mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
             loss = torch.where(loss.isfinite(), loss, mean)
-        self.throughput.count(samples, tokens)
+        self.throughput.count(samples, length)
         return loss
 
     def _maybe_log_save_evaluate(self, *arguments, **named):
@@ -338,19 +342,3 @@ class LanguageModelingTrainer(Trainer):
         super()._maybe_log_save_evaluate(*arguments, **named)
         if busy:
             self.throughput.pause(time.perf_counter() - start)
-
-
-class _ThroughputClock(TrainerCallback):
-    """Starts and stops the trainer's Throughput."""
-
-    def __init__(self, trainer: LanguageModelingTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **_):
-        self.trainer.throughput = Throughput(state.max_steps - state.global_step, args.world_size, args.device)
-
-    def on_step_end(self, args, state, control, **_):
-        self.trainer.throughput.step_done()
-
-    def on_train_end(self, args, state, control, **_):
-        self.trainer.throughput.stop()

@@ -29,7 +29,7 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None,
         metrics |= trainer.throughput.metrics() | figures
         if trainer.stream_loader is not None:
             metrics["data_tokens"] = trainer.streamed_tokens()
-        metrics["train_peak_memory_bytes"] = device.memory(args.device)["peak"]
+        metrics["train_peak_memory_bytes"] = device.peak_memory(args.device)
         trainer.log_metrics("train", metrics)
         if trainer.combined is not None and args.use_combine_grad:
             metrics["gradient_buffers"] = trainer.combined.gradient_buffers()
