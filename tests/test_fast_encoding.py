@@ -3,6 +3,7 @@
 Needs ../shared/data for the released tokenizers and texts; where it is absent, tokenizers trained here stand in.
 """
 
+import itertools
 import json
 import logging
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from utils import fast_encoding, pieces, tokenizer_training
+from utils import fast_encoding, joined_words, pieces, tokenizer_training
 from utils.byte_level_bpe import ByteLevelBPE, Unlike, byte_characters
 from utils.fast_encoding import DocumentEncoder, Framed, OwnEncoder, Plain, TiktokenOrOwn, WordEncoder
 from utils.tokenization import describe
@@ -29,7 +30,7 @@ needs_shared = pytest.mark.skipif(not DATA.is_dir(), reason="needs the texts in 
 # Spaces, what may join them, what is special somewhere, and anything else.
 AWKWARD = st.sampled_from(
     [" ", "  ", "\n", "\r\n", "\t", "\u3000", "\xa0", "\u0600", "\u0301", "\u200d", "\ufeff", "\x00", "\x85", "\u02d8", "\u00a8"]
-    + ["'s", "'", "``", "''", "é", "e\u0301", "ﬁ", "Σ", "İ", "你", "好", "한", "가", "ß", "я", "😀", "\U0001f3fb", "12", "x", "the"]
+    + ["'s", "'", "``", "''", "é", "e\u0301", "ﬁ", "Σ", "İ", "你", "好", "한", "가", "ß", "я", "😀", "\U0001f3fb", "12", "x", "the", "The(1)", ".5'll", "''t", "#a-b", "~"]
     + ["<|endoftext|>", "[MASK]", "[CLS]", "<mask>", "<sep>", "<unk>", "<s>", "</s>", "##", "\u2581", "<|\x00 between two texts \x00|>"]
 )  # fmt: skip
 DOCUMENT = st.lists(AWKWARD | st.text(max_size=4), max_size=14).map("".join)
@@ -121,6 +122,24 @@ def test_cuts_are_where_the_tokenizer_splits(pairs, documents):
     assert ids.tolist() == [token for row in expected for token in row] and counts.tolist() == list(map(len, expected))
 
 
+# Each kind of ASCII, an apostrophe and what it may be followed by.
+KINDS_IN_A_ROW = ["".join(row) for row in itertools.product("as1.-' ", repeat=5)]
+
+
+def test_cuts_within_words_are_where_the_tokenizer_splits(pairs):
+    own, encode = pairs
+    ids, counts = encode(pa.array(KINDS_IN_A_ROW, pa.string()))
+    expected = [found.ids for found in own.encode_batch_fast(KINDS_IN_A_ROW)]
+    assert counts.tolist() == list(map(len, expected)) and ids.tolist() == list(itertools.chain(*expected))
+
+
+def test_cuts_within_words_have_the_tokenizers_own_ids(encoders, tokenizers_here):
+    for name, encoder in encoders.items():
+        found = encoder(pa.array(KINDS_IN_A_ROW[::5], pa.string()))
+        rows = tokenizers_here[name](KINDS_IN_A_ROW[::5], verbose=False)["input_ids"]
+        assert split(found) == rows, name
+
+
 def test_both_libraries_split_at_every_character_alike():
     """They have regular expressions of their own, with Unicode tables of their own."""
     own, fast = pair_merges()
@@ -188,6 +207,46 @@ def test_merges_that_differ_are_refused():
     for merges in ([("b", "b"), ("a", "b"), ("ab", "b")], [("a", "b"), ("b", "a"), ("ab", "a"), ("a", "ba")]):
         with pytest.raises(Unlike, match="merges"):
             ByteLevelBPE(json.loads(bpe_of(merges).to_str()))
+
+
+# ---- many words at a time ----
+class Counted:
+    """Encodes as `encode` does, and notes what."""
+
+    def __init__(self, encode):
+        self.encode = encode
+        self.texts: list[str] = []
+
+    def __call__(self, texts: list[str]):
+        self.texts += texts
+        return self.encode(texts)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlnet", "albert"])
+def test_words_are_joined_and_all_else_is_not(kind, tokenizers_here):
+    tokenizer = tokenizers_here[f"trained {kind}"]
+    backend, mask = tokenizer.backend_tokenizer, tokenizer.mask_token
+    alone = Counted(OwnEncoder(backend))
+    encode = joined_words.joined_words(backend, json.loads(describe(tokenizer)), alone)
+    words = [" the", "The", " 12", ",", "~", "a" * 200] * 100
+    others = ["", " ", " é", "a b", "\n", "你", "\u2581", "\u2581a"]
+    for texts, not_joined in ((words, []), (others, others), (["a", *others, " the"], others), ([], [])):
+        alone.texts.clear()
+        found, expected = encode(texts), OwnEncoder(backend)(texts)
+        assert found[0].tolist() == expected[0].tolist() and found[1].tolist() == expected[1].tolist()
+        assert alone.texts == not_joined
+    # In one of two groups there are a text that is an added token, and one that holds it within a word.
+    texts = [mask, f"a{mask}b", *words]
+    found, expected = encode(texts), OwnEncoder(backend)(texts)
+    assert found[0].tolist() == expected[0].tolist() and found[1].tolist() == expected[1].tolist()
+
+
+def test_words_are_not_joined_where_a_normalizer_takes_them_apart(tokenizers_here):
+    tokenizer = tokenizers_here["trained xlnet"]
+    for pattern, content in ((":-)", ""), (":-)", " "), ("~", "x y")):
+        steps = [normalizers.Replace(pattern, content), tokenizer.backend_tokenizer.normalizer]
+        other = change(tokenizer, normalizer=normalizers.Sequence(steps))
+        assert_same(choose(other), other, [":-) a:-)b :-)", "~ a~b", "word"])
 
 
 # ---- falling back ----

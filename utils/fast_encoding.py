@@ -13,6 +13,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerBase
 
 from utils import byte_level_bpe, pieces
+from utils.joined_words import joined_words
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def _content(backend: tokenizers.Tokenizer, description: dict) -> tuple[Content,
     try:
         return WordEncoder(TiktokenOrOwn(backend, description), description), "by pieces, through tiktoken"
     except byte_level_bpe.Unlike as error:
-        return WordEncoder(OwnEncoder(backend), description), f"by pieces, through its own library: {error}"
+        encode = joined_words(backend, description, OwnEncoder(backend))
+        return WordEncoder(encode, description), f"by pieces, through its own library: {error}"
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -128,11 +130,7 @@ class TiktokenOrOwn:
             if len(rows):
                 found, counts[rows] = encode([texts[row] for row in rows])
                 ids.append(found)
-        # From that order back to the texts'.
-        ids, ordered = np.concatenate(ids), counts[order]
-        first = np.empty(len(texts), dtype=np.int64)
-        first[order] = np.cumsum(ordered) - ordered
-        return pieces.gather(ids, first, counts), counts
+        return pieces.reorder(np.concatenate(ids), counts, order), counts
 
 
 def _flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +143,7 @@ class WordEncoder:
     """Documents in pieces. One that holds an added token is not cut: that may take spaces beside it."""
 
     def __init__(self, encode: pieces.Encode, description: dict):
-        self.encode = pieces.PieceEncoder(encode)
+        self.encode = pieces.PieceEncoder(encode, pieces.inner_cuts(description))
         contents = {token["content"] for token in description["added_tokens"]}
         self.pattern = "|".join(_quoted(content) for content in sorted(contents) if content)
 

@@ -14,8 +14,11 @@ import pyarrow as pa
 NORMALIZERS = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "Precompiled"}
 SPLITTERS = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 SPACE = 0x20
-TABLE_PIECES = 1 << 18
+TABLE_PIECES = 1 << 19
 TABLE_BYTES = 1 << 24
+# Normalizers that do to each sign, letter and digit of ASCII what they do to it alone.
+CHARACTERWISE = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase"}
+LETTER, DIGIT, SIGN, APOSTROPHE = 1, 2, 3, 4  # kinds of ASCII; 0 is all else
 
 Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -47,15 +50,15 @@ def why_not(description: dict) -> str | None:
     Byte-level BPE: GPT-2's pattern ends a word before a space that a letter, digit or sign follows. The others drop white
     space; no normal form joins anything with a space, and cuts are not made where a grapheme may hold one.
     """
-    steps = _steps(description["normalizer"], "normalizers")
-    splits = _steps(description["pre_tokenizer"], "pretokenizers")
+    normal = steps(description["normalizer"], "normalizers")
+    splits = steps(description["pre_tokenizer"], "pretokenizers")
     if description["model"].get("dropout"):
         return "its BPE has dropout"
-    if steps and any(token["normalized"] for token in description["added_tokens"]):
+    if normal and any(token["normalized"] for token in description["added_tokens"]):
         return "it has added tokens that are looked for in normalized text"
     kinds = [split["type"] for split in splits]
     if kinds == ["ByteLevel"]:
-        fits = not steps and splits[0].get("use_regex", True) and not splits[0]["add_prefix_space"]
+        fits = not normal and splits[0].get("use_regex", True) and not splits[0]["add_prefix_space"]
         return None if fits else "its pre-tokenizer is not GPT-2's"
     if kinds == ["WhitespaceSplit", "Metaspace"]:
         fits = splits[1].get("prepend_scheme", "always") in ("always", "never")
@@ -63,15 +66,47 @@ def why_not(description: dict) -> str | None:
         fits = len(kinds) == 1 and kinds[0] in SPLITTERS
     if not fits:
         return f"its pre-tokenizer is {' and '.join(kinds) or 'none'}"
-    unknown = [step["type"] for step in steps if not _is_known(step)]
+    unknown = [step["type"] for step in normal if not _is_known(step)]
     return f"its normalizer is {unknown[0]}" if unknown else None
 
 
-def _steps(part: dict | None, name: str) -> list[dict]:
+def _kinds() -> np.ndarray:
+    """The kind of each byte: uint8 (256,)."""
+    kinds = np.zeros(256, dtype=np.uint8)
+    for byte in range(0x21, 0x7F):
+        character = chr(byte)
+        kinds[byte] = LETTER if character.isalpha() else DIGIT if character.isdigit() else SIGN
+    kinds[ord("'")] = APOSTROPHE
+    return kinds
+
+
+KINDS = _kinds()
+
+
+def inner_cuts(description: dict) -> np.ndarray | None:
+    """Between which kinds of neighbours words are cut too: bool (25,), at 5 * left + right; None if nowhere.
+
+    Byte-level BPE: GPT-2's pattern parts letters, digits and signs, but for an apostrophe and what follows it. BERT's
+    pre-tokenizer makes each sign a word.
+    """
+    kinds = [split["type"] for split in steps(description["pre_tokenizer"], "pretokenizers")]
+    normal = steps(description["normalizer"], "normalizers")
+    cuts = np.zeros((5, 5), dtype=bool)
+    if kinds == ["ByteLevel"]:
+        cuts[1:, 1:] = True
+        np.fill_diagonal(cuts, False)
+        cuts[APOSTROPHE] = cuts[SIGN, APOSTROPHE] = False
+    elif kinds == ["BertPreTokenizer"] and all(step["type"] in CHARACTERWISE for step in normal):
+        cuts[SIGN:, 1:] = cuts[1:, SIGN:] = True
+    return cuts.ravel() if cuts.any() else None
+
+
+def steps(part: dict | None, name: str) -> list[dict]:
+    """The steps of a normalizer or pre-tokenizer that may be a sequence of them."""
     if part is None:
         return []
     if part["type"] == "Sequence":
-        return [step for inner in part[name] for step in _steps(inner, name)]
+        return [step for inner in part[name] for step in steps(inner, name)]
     return [part]
 
 
@@ -84,11 +119,14 @@ def _is_known(step: dict) -> bool:
     return bool(text) and not any(character.isspace() for character in text)
 
 
-def cut(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def cut(
+    values: np.ndarray, starts: np.ndarray, ends: np.ndarray, whole: np.ndarray, inner: np.ndarray | None = None
+) -> np.ndarray:
     """Where pieces start: ascending int64, with the start of each document that is not empty.
 
     values: the UTF-8 bytes, uint8. starts, ends: of the documents in `values`, adjoining each other. whole: bool, which
-    documents are not to be cut. A piece starts at a space before a character that is no white space.
+    documents are not to be cut. inner: of inner_cuts. A piece starts at a space before a character that is no white space,
+    and where `inner` says.
     """
     is_start = np.zeros(len(values) + 1, dtype=bool)
     np.equal(values[:-1], SPACE, out=is_start[: max(len(values) - 1, 0)])
@@ -97,6 +135,9 @@ def cut(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, whole: np.ndar
     found = found[found > 0]
     is_start[found] = _may_end(values, found)
     is_start[starts[starts > 0] - 1] = False  # the character behind that space is another document's
+    if inner is not None:
+        kinds = KINDS[values]
+        is_start[1:-1] |= inner[kinds[:-1] * np.uint8(5) + kinds[1:]]
     for document in np.flatnonzero(whole):
         is_start[starts[document] : ends[document]] = False
     is_start[starts[starts < ends]] = True
@@ -115,18 +156,20 @@ def _may_end(values: np.ndarray, spaces: np.ndarray) -> np.ndarray:
 class PieceEncoder:
     """Encodes documents piece by piece. Threads may share one.
 
-    encode: the ids of texts end to end, and the number of ids of each, as ByteLevelBPE.encode has them.
+    encode: the ids of texts end to end, and the number of ids of each, as ByteLevelBPE.encode has them. inner: of
+    inner_cuts.
     """
 
-    def __init__(self, encode: Encode):
+    def __init__(self, encode: Encode, inner: np.ndarray | None = None):
         self.encode = encode
+        self.inner = inner
         self.table = Table()
         self.lock = threading.Lock()
 
     def __call__(self, documents: pa.StringArray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(ids of all documents end to end, number of ids of each), int64. whole: bool, documents that are not cut."""
         values, offsets = buffers(documents)
-        starts = cut(values, offsets[:-1], offsets[1:], whole)
+        starts = cut(values, offsets[:-1], offsets[1:], whole, self.inner)
         edges = np.append(starts, offsets[-1]).astype(np.int32)
         pieces = pa.BinaryArray.from_buffers(
             pa.binary(), len(starts), [None, pa.py_buffer(edges), pa.py_buffer(values)]
@@ -185,6 +228,14 @@ def buffers(documents: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.frombuffer(offsets, dtype=np.int32)[documents.offset : documents.offset + len(documents) + 1]
     values = np.frombuffer(values, dtype=np.uint8) if values is not None else np.zeros(0, dtype=np.uint8)
     return values[offsets[0] : offsets[-1]], offsets.astype(np.int64) - offsets[0]
+
+
+def reorder(ids: np.ndarray, counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The ids of texts 0, 1, …, end to end, of those of the texts `order`. counts: of texts 0, 1, …"""
+    ordered = counts[order]
+    first = np.empty(len(counts), dtype=np.int64)
+    first[order] = np.cumsum(ordered) - ordered
+    return gather(ids, first, counts)
 
 
 def gather(ids: np.ndarray, first: np.ndarray, count: np.ndarray) -> np.ndarray:
