@@ -41,6 +41,8 @@ def main() -> None:
     if data_args.packing == "documents":
         document_packing.keep_documents_apart(network)
         collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0)
+    elif data_args.keep_remainder:
+        collate = causal.PaddedCollator(block_size, tokenizer.pad_token_id or 0)
     trainer = LanguageModelingTrainer(
         model=network,
         args=args,

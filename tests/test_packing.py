@@ -1,17 +1,25 @@
 """Blocks hold every token in order; only the last remainder is dropped."""
 
+import contextlib
+import tempfile
 from types import SimpleNamespace
 
+import families
 import numpy as np
 import pytest
+import tiny
 import torch
+from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, OpenAIGPTConfig, XLNetConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, OpenAIGPTConfig, PreTrainedTokenizerFast, XLNetConfig
 
+from utils.data_arguments import SequenceDataArguments
 from utils.errors import UsageError
-from utils.objectives import causal
-from utils.packing import choose_block_size, figures, lines, pack
+from utils.objectives import causal, drawing, masked
+from utils.objectives.rows import token_sums
+from utils.packing import choose_block_size, figures, lines, make_samples, pack, remainder
 from utils.token_cache import Tokens
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 50_000), max_size=9), max_size=30)
@@ -86,6 +94,68 @@ def test_too_little_text_names_flag_and_remedy(documents, words):
     with pytest.raises(UsageError) as caught:
         pack(tokenized(documents), 4, "train")
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+# ---- the remainder ----
+@pytest.mark.parametrize(("flag", "rest"), [("--block_size", 5), ("--block_size", 1), ("--max_seq_length", 1)])
+def test_a_remainder_that_is_kept_is_the_last_block(flag, rest):
+    tokens = tokenized([list(range(40)), list(range(40, 48 + rest))])
+    blocks = pack(tokens, 16, "train", None, flag, keep_remainder=True)
+    kept = rest > 1 or flag == "--max_seq_length"  # a causal model learns nothing from a lone token
+    assert np.concatenate(rows(blocks[i] for i in range(len(blocks)))).tolist() == list(range(48 + rest * kept))
+    assert len(blocks) == 3 + kept and remainder(tokens, 16, flag) == rest * kept
+    assert [len(pack(tokens, 16, "train", limit, flag, True)) for limit in (3, 4)] == [3, 3 + kept]
+    assert len(pack(tokenized([[1, 2, 3]]), 16, "train", None, flag, keep_remainder=True)) == 1
+
+
+def test_the_loss_of_a_remainder_is_its_own_alone():
+    model = tiny.gpt2()
+    ids = np.random.default_rng(0).integers(0, tiny.VOCABULARY, 21).astype(np.uint8)
+    blocks = pack(tokenized([ids.tolist()]), 16, "train", keep_remainder=True)
+    batch = causal.PaddedCollator(16)([blocks[0], blocks[1]])
+    assert batch["input_ids"].shape == (2, 16) and set(batch) == {"input_ids", "labels"}
+    assert batch["labels"][1].tolist() == ids[16:].tolist() + [-100] * 11
+    sums = causal.token_sums(model(input_ids=batch["input_ids"]).logits, batch["labels"])
+    alone = torch.tensor(ids[None, 16:].astype(np.int64))
+    expected = causal.token_sums(model(input_ids=alone).logits, alone)
+    assert sums[1, 1] == 4 and torch.allclose(sums[1], expected[0], rtol=1e-6)
+    gradients = [torch.autograd.grad(total, list(model.parameters())) for total in (sums[1, 2], expected[0, 2])]
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("family", families.MASKED)
+def test_a_masked_remainder_is_computed_as_if_alone(family):
+    model = families.make(family)
+    masked.predict_only_masked(model)
+    law = masked.MaskingLaw(0.4, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)
+    ids = np.random.default_rng(0).integers(5, families.VOCABULARY, 43).tolist()
+    samples = drawing.draw(pack(tokenized([ids]), 16, "train", None, "--max_seq_length", True), law, 1)
+    batch = masked.MaskedCollator(law, 1, pad_to=16)([samples[1], samples[2]])
+    assert batch["attention_mask"].sum() == 27
+    assert "attention_mask" not in masked.MaskedCollator(law, 1, pad_to=16)([samples[0], samples[1]])
+    labels = batch.pop("labels")
+    sums = token_sums(model(**batch).logits, labels)
+    alone = masked.MaskedCollator(law, 1)([samples[2]])
+    labels = alone.pop("labels")
+    assert torch.allclose(sums[1], token_sums(model(**alone).logits, labels)[0], rtol=1e-5) and sums[1, 1] > 1
+
+
+def test_figures_say_what_is_dropped():
+    text = {"train": Dataset.from_dict({"text": ["a b c", "a b"]})}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words())
+    for keep, dropped in ((False, 1), (True, 0)):
+        data = SequenceDataArguments(train_file=["a.txt"], keep_remainder=keep)
+        args = SimpleNamespace(main_process_first=lambda **_: contextlib.nullcontext(), local_process_index=0)
+        with tempfile.TemporaryDirectory() as folder:
+            samples, found = make_samples(text, tokenizer, 4, data, args, folder)
+        assert found["data_tokens"] == 5 and found["data_dropped_tokens"] == dropped
+        assert len(samples["train"]) == 1 + keep
+
+
+def words() -> Tokenizer:
+    model = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, "c": 3}, unk_token="[UNK]"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    return model
 
 
 # ---- block_size ----

@@ -16,7 +16,7 @@ from utils import sample_corpus
 from utils.errors import UsageError
 from utils.streaming import Reader, Source, Stream, shards_of
 from utils.token_cache import Tokens
-from utils.tokenization import StreamEncoder, chunks, tokenize
+from utils.tokenization import StreamEncoder, chunks, end_of_text, tokenize
 from utils.tokenizer_training import train, train_byte_level_bpe
 
 ODD_TEXT = " two  spaces\n\ttab\r\nGrüße 你好 😀 e\u0301 \u200d \x00 \ufeff<|endoftext|> don't 12345 "
@@ -118,6 +118,37 @@ def test_long_documents_are_neither_cut_nor_warned_of(text, tokenizer, caplog, t
     [ids] = documents(tokenize(Dataset.from_dict({"text": [long]}), short, tmp_path))
     assert tokenizer.decode(ids) == long
     assert "longer than" not in caplog.text
+
+
+# ---- the end of a document ----
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_end_of_text_token_ends_each_document_that_is_not_blank(threads, text, tokenizer, tmp_path):
+    rows = [*text["text"], "\n", " \u3000", "a"]
+    end = end_of_text(tokenizer, True)
+    more = Dataset.from_dict({"text": rows})
+    expected = [tokenizer(row or "")["input_ids"] + [end] * bool((row or "").strip()) for row in rows]
+    assert documents(tokenize(more, tokenizer, tmp_path, threads=threads, append=end)) == expected
+    # The cache tells them apart.
+    assert documents(tokenize(more, tokenizer, tmp_path)) == [tokenizer(row or "")["input_ids"] for row in rows]
+    assert documents(tokenize(more, tokenizer, tmp_path, append=end)) == expected
+
+
+def test_an_end_of_text_token_that_cannot_be(text, tokenizer):
+    for kind, shown in (("bert", "[SEP]"), ("xlnet", "<cls>"), ("roberta", "</s>")):
+        with pytest.raises(
+            UsageError, match="--append_eos: this tokenizer ends each document already, with"
+        ) as caught:
+            end_of_text(with_eos(train(text, kind, 400)), True)
+        assert shown in str(caught.value)
+    without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UsageError, match="--append_eos: the tokenizer has no end-of-text token"):
+        end_of_text(without, True)
+    assert end_of_text(without, False) is None and end_of_text(tokenizer, True) == tokenizer.eos_token_id
+
+
+def with_eos(tokenizer):
+    tokenizer.eos_token = tokenizer.eos_token or tokenizer.sep_token
+    return tokenizer
 
 
 # ---- training ----

@@ -44,6 +44,14 @@ class DataArguments:
             "choices": ["blocks", "documents"],
         },
     )
+    append_eos: bool = field(
+        default=False,
+        metadata={"help": "End each document that is not blank with the tokenizer's end-of-text token."},
+    )
+    keep_remainder: bool = field(
+        default=False,
+        metadata={"help": "With packing blocks: keep the last block of a split, which is shorter, and pad it."},
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the text while training, never all of it. Needs --max_steps."}
     )
@@ -76,6 +84,11 @@ class DataArguments:
         percentage = self.validation_split_percentage
         if percentage is not None and not 0 < percentage < 100:
             raise UsageError(f"--validation_split_percentage {percentage}: give a whole number from 1 to 99")
+        if self.packing == "documents" and self.keep_remainder:
+            raise UsageError("--keep_remainder: --packing documents leaves no remainder; drop the flag")
+        for name in ("append_eos", "keep_remainder"):
+            if getattr(self, name) and self.streaming:
+                raise UsageError(f"--{name} does not work with --streaming; leave one of them out")
         names = ("max_train_samples", "max_eval_samples", "preprocessing_num_workers", "shuffle_buffer_size")
         for name in names:
             value = getattr(self, name)
@@ -142,11 +155,13 @@ class SequenceDataArguments(DataArguments):
             raise UsageError("--pad_to_max_length: pads lines; add --line_by_line, or leave it out")
         if self.packing == "documents" and self.line_by_line:
             raise UsageError("--packing documents does not work with --line_by_line; leave one of them out")
+        if self.keep_remainder and self.line_by_line:
+            raise UsageError("--keep_remainder: --line_by_line leaves no remainder; drop the flag")
 
     @property
     def pads_to_length(self) -> bool:
         """Whether shorter samples are filled up to max_seq_length, so that all batches have one shape."""
-        return self.pad_to_max_length or self.packing == "documents"
+        return self.pad_to_max_length or self.packing == "documents" or self.keep_remainder
 
 
 @dataclass

@@ -235,6 +235,12 @@ def frame(ids: np.ndarray, counts: np.ndarray, prefix: list[int], suffix: list[i
     return framed, counts + added
 
 
+def end_documents(ids: np.ndarray, counts: np.ndarray, ends: np.ndarray, token: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, counts) with `token` behind each document for which `ends`, bool, is true."""
+    places = np.cumsum(counts)[ends]
+    return np.insert(ids, places, token), counts + ends
+
+
 def find_frame(
     tokenizer: PreTrainedTokenizerBase, backend: tokenizers.Tokenizer
 ) -> tuple[list[int], list[int]] | None:

@@ -80,25 +80,31 @@ def make_samples(
     elif data.packing == "documents":
         samples = {split: whole_documents(tokens[split], length, split, limits[split]) for split in tokens}
     else:
-        samples = {split: pack(tokens[split], length, split, limits[split], flag) for split in tokens}
+        keep = data.keep_remainder
+        samples = {split: pack(tokens[split], length, split, limits[split], flag, keep) for split in tokens}
         cut_every = length
-    return samples, figures(tokens.get("train"), cut_every)
+    found = figures(tokens.get("train"), cut_every)
+    if data.keep_remainder and found:
+        found["data_dropped_tokens"] -= remainder(tokens["train"], length, flag)
+    return samples, found
 
 
 class Blocks(torch.utils.data.Dataset):
     """Blocks of token ids. Item i is {"input_ids": an int64 array of block_size ids}.
 
-    ids: of any integer type, (blocks, block_size).
+    ids: of any integer type, (blocks, block_size). remainder: of the same type, the last block, which is shorter.
     """
 
-    def __init__(self, ids: np.ndarray):
+    def __init__(self, ids: np.ndarray, remainder: np.ndarray | None = None):
         self.ids = ids
+        self.remainder = remainder
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) + (self.remainder is not None)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"input_ids": self.ids[index].astype(np.int64)}
+        is_last = self.remainder is not None and index == len(self.ids)
+        return {"input_ids": (self.remainder if is_last else self.ids[index]).astype(np.int64)}
 
 
 class Lines(torch.utils.data.Dataset):
@@ -113,6 +119,11 @@ class Lines(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample: int64 (samples,)."""
+        return np.diff(self.ends, prepend=0)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         start, end = (self.ends[index - 1] if index else 0), self.ends[index]
@@ -176,27 +187,39 @@ def pack(
     split: str,
     limit: int | None = None,
     flag: str = "--block_size",
+    keep_remainder: bool = False,
 ) -> Blocks:
     """All token ids in blocks, the first `limit` of them.
 
     flag: what block_size is called on the command line. Only the remainder at the very end is dropped, and counted in the
-    log; transformers' group_texts drops one for every 1,000 documents. Raises UsageError if there is not one block.
+    log; transformers' group_texts drops one for every 1,000 documents. keep_remainder: it is the last block, shorter than
+    the others. Raises UsageError if there is not one block.
     """
     if len(tokens.ids) == 0:
         raise UsageError(f"the {split} text holds no token: all its documents are empty; name another text")
     count = len(tokens.ids) // block_size
-    if count == 0:
+    rest = remainder(tokens, block_size, flag) if keep_remainder else 0
+    if count == 0 and rest == 0:
         raise _too_short(flag, block_size, split, len(tokens.ids))
     logger.info(
-        "%s: %d documents, %d tokens, %d blocks of %d, %d tokens dropped at the end",
+        "%s: %d documents, %d tokens, %d blocks of %d%s, %d tokens dropped at the end",
         split,
         len(tokens.ends),
         len(tokens.ids),
         count,
         block_size,
-        len(tokens.ids) - count * block_size,
+        f" and one of {rest}" if rest else "",
+        len(tokens.ids) - count * block_size - rest,
     )
-    return Blocks(tokens.ids[: count * block_size].reshape(count, block_size)[:limit])
+    blocks = tokens.ids[: count * block_size].reshape(count, block_size)[:limit]
+    is_last = rest > 0 and (limit is None or limit > count)
+    return Blocks(blocks, tokens.ids[count * block_size :] if is_last else None)
+
+
+def remainder(tokens: Tokens, block_size: int, flag: str) -> int:
+    """Tokens behind the last whole block that can be a block. A causal model (--block_size) learns nothing from one alone."""
+    rest = len(tokens.ids) % block_size
+    return 0 if rest == 1 and flag == "--block_size" else rest
 
 
 def _too_short(flag: str, block_size: int, split: str, tokens: int) -> UsageError:

@@ -50,7 +50,15 @@ def tokenize_all(
             # One process makes it anew, the others find that.
             overwrite = data.overwrite_cache and args.local_process_index == 0
             threads = data.preprocessing_num_workers
-            tokens[split] = tokenize(documents, tokenizer, cache_dir, overwrite, max_length, threads)
+            tokens[split] = tokenize(
+                documents,
+                tokenizer,
+                cache_dir,
+                overwrite,
+                max_length,
+                threads,
+                end_of_text(tokenizer, data.append_eos),
+            )
     return tokens
 
 
@@ -61,21 +69,24 @@ def tokenize(
     overwrite: bool = False,
     max_length: int | None = None,
     threads: int | None = None,
+    append: int | None = None,
 ) -> Tokens:
     """Each document's token ids, special tokens as the tokenizer adds them.
 
     cache_dir: where they are kept, in its folder `tokens`; by default with the data under HF_HOME. overwrite: make them
     anew. max_length: what is beyond so many tokens of a document is cut off, and blank documents are left out.
-    threads: by default one for each core that the process may use.
+    threads: by default one for each core that the process may use. append: the token that ends each document; a blank one,
+    which holds white space at most, has its tokens and no end.
     """
     description = describe(tokenizer)
     folder = os.path.join(cache_dir or datasets.config.HF_DATASETS_CACHE, "tokens")
     dtype = np.min_scalar_type(max(tokenizer.get_vocab().values()))
 
     def build(writer: Writer) -> Totals:
-        return _write_all(text, tokenizer, description, max_length, threads or len(os.sched_getaffinity(0)), writer)
+        cores = threads or len(os.sched_getaffinity(0))
+        return _write_all(text, tokenizer, description, max_length, cores, writer, append)
 
-    return cached(folder, cache_key(text, tokenizer, description, max_length), dtype, build, overwrite)
+    return cached(folder, cache_key(text, tokenizer, description, max_length, append), dtype, build, overwrite)
 
 
 def describe(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -90,7 +101,11 @@ def describe(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def cache_key(
-    text: Dataset, tokenizer: PreTrainedTokenizerBase, description: str | None, max_length: int | None
+    text: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    description: str | None,
+    max_length: int | None,
+    append: int | None = None,
 ) -> str:
     """32 hexadecimal digits of all that the ids depend on.
 
@@ -106,6 +121,8 @@ def cache_key(
         "max_length": max_length,
         "truncation_side": tokenizer.truncation_side if max_length is not None else None,
     }
+    if append is not None:
+        parts["append"] = append
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
@@ -116,6 +133,7 @@ def _write_all(
     max_length: int | None,
     threads: int,
     writer: Writer,
+    append: int | None = None,
 ) -> Totals:
     """Encodes all documents, several chunks at a time, and writes them in their order."""
     begin = time.perf_counter()
@@ -129,9 +147,12 @@ def _write_all(
 
         def write_first() -> None:
             nonlocal size
-            documents, bytes_read, future = waiting.popleft()
+            documents, bytes_read, future, ends = waiting.popleft()
             encoded = future.result()
-            writer.append(encoded.ids, encoded.counts)
+            if append is None:
+                writer.append(encoded.ids, encoded.counts)
+            else:
+                writer.append(*fast_encoding.end_documents(encoded.ids, encoded.counts, ends, append))
             totals.cut_off += encoded.cut_off
             size += bytes_read
             bar.set_postfix_str(f"{size / 1e6 / (time.perf_counter() - begin):.1f} MB/s", refresh=False)
@@ -139,9 +160,12 @@ def _write_all(
 
         for chunk in chunks(text):
             documents, bytes_read = len(chunk), int(pieces.buffers(chunk)[1][-1])
-            if max_length is not None:
-                chunk = chunk.filter(pa.compute.match_substring_regex(chunk, NOT_BLANK))
-            waiting.append((documents, bytes_read, pool.submit(encode, chunk)))
+            ends = None
+            if max_length is not None or append is not None:
+                is_text = pa.compute.match_substring_regex(chunk, NOT_BLANK)
+                chunk = chunk.filter(is_text) if max_length is not None else chunk
+                ends = is_text.to_numpy(zero_copy_only=False)
+            waiting.append((documents, bytes_read, pool.submit(encode, chunk), ends))
             if len(waiting) > 2 * threads:
                 write_first()
         while waiting:
@@ -205,6 +229,23 @@ class StreamEncoder:
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self.encode = self._choose()
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase, wanted: bool) -> int | None:
+    """The id that ends a document if that is `wanted`. Raises UsageError where there is none or one is there already."""
+    if not wanted:
+        return None
+    if tokenizer.eos_token_id is None:
+        raise UsageError(
+            "--append_eos: the tokenizer has no end-of-text token; drop the flag, or name another tokenizer"
+        )
+    last = tokenizer("a", verbose=False)["input_ids"][-1]
+    if last in tokenizer.all_special_ids:
+        raise UsageError(
+            f"--append_eos: this tokenizer ends each document already, with {tokenizer.convert_ids_to_tokens(last)}; drop "
+            "the flag"
+        )
+    return tokenizer.eos_token_id
 
 
 def check_room(max_length: int, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,6 +20,7 @@ from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError
 from utils.metrics import RunningSums, TokenAccuracy
 from utils.progress_bar import ProgressBar
+from utils.sampling import EpochBegins, LengthGroups
 from utils.throughput import Throughput, ThroughputClock
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class LanguageModelingTrainer(Trainer):
             self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
         self.add_callback(SkippedSteps())
         self.add_callback(ThroughputClock(self))
+        self.add_callback(EpochBegins())
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
 
@@ -260,6 +262,24 @@ class LanguageModelingTrainer(Trainer):
     def streamed_tokens(self) -> int:
         """The tokens that all ranks have been given of the stream, padding left out. For every rank to call."""
         return int(self.accelerator.gather(torch.tensor([self.stream_loader.tokens], device=self.args.device)).sum())
+
+    # ---- order of samples ----
+    def _get_train_sampler(self, train_dataset=None):
+        groups = self._length_groups(
+            self.train_dataset if train_dataset is None else train_dataset,
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+        )
+        return groups or super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset):
+        return self._length_groups(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
+
+    def _length_groups(self, samples, batch_size: int) -> LengthGroups | None:
+        lengths = getattr(samples, "lengths", None)
+        if self.args.train_sampling_strategy != "group_by_length" or lengths is None:
+            return None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroups(lengths, batch_size, seed)
 
     # ---- loss ----
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -40,6 +40,25 @@ class DocumentCollator:
         return batch | {"labels": torch.where(is_target, batch["input_ids"], rows.IGNORED)}
 
 
+@dataclass(frozen=True)
+class PaddedCollator:
+    """Batches blocks as `collate` does, the last one, which is shorter, filled up to `length` tokens with `pad_id`.
+
+    Its labels are -100 there. No token sees what is behind it, so there is no attention mask.
+    """
+
+    length: int
+    pad_id: int = 0
+
+    def __call__(self, blocks: list[dict]) -> dict[str, torch.Tensor]:
+        input_ids = torch.full((len(blocks), self.length), self.pad_id, dtype=torch.int64)
+        labels = torch.full_like(input_ids, rows.IGNORED)
+        for row, block in enumerate(blocks):
+            ids = torch.as_tensor(block["input_ids"], dtype=torch.int64)
+            input_ids[row, : len(ids)] = labels[row, : len(ids)] = ids
+        return {"input_ids": input_ids, "labels": labels}
+
+
 def expect_whole_blocks() -> None:
     """Spares GPT-2 the search for several sequences in one block: the host would wait for its answer in every forward
     pass. Without position ids in the batch there are none."""

@@ -23,6 +23,11 @@ class DrawnSamples(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Tokens of each sample, int64, without drawing it; None if `samples` does not say."""
+        return getattr(self.samples, "lengths", None)
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch.fill_(epoch)
 

@@ -89,7 +89,7 @@ class MaskedCollator:
     """Batches masked samples.
 
     law: tells how many predictions to expect. pad_id, pad_to: how shorter samples are filled up, to `pad_to` tokens or
-    to the longest of the batch, rounded up to a multiple of 8; an attention mask is made only then. full_head: leave the
+    to the longest of the batch, rounded up to a multiple of 8; an attention mask is made only if one is. full_head: leave the
     labels where they are.
     """
 
@@ -105,9 +105,9 @@ class MaskedCollator:
         """
         lengths = [len(sample["input_ids"]) for sample in samples]
         length = max(lengths)
-        padded = self.pad_to is not None or min(lengths) < length
-        if padded:
+        if self.pad_to is not None or min(lengths) < length:
             length = self.pad_to or math.ceil(length / 8) * 8
+        padded = min(lengths) < length
         input_ids = np.full((len(samples), length), self.pad_id, dtype=np.int64)
         labels = np.full((len(samples), length), IGNORED, dtype=np.int64)
         for row, sample in enumerate(samples):

@@ -148,16 +148,16 @@ class PermutationCollator:
             full_head the identity, and R = L.
         predicted_positions: int64 (B, R), without full_head: the position of each row, 0 for those not needed.
         labels: int64 (B, R), -100 where there is nothing to predict.
-        attention_mask: float32 (B, L), only with padding.
+        attention_mask: float32 (B, L), only if a sample is padded.
 
         R is the most of the samples', so it is a fixed number unless one has more to predict than its capacity.
         """
         batch = len(samples)
         lengths = np.array([len(sample["input_ids"]) for sample in samples])
         length = int(lengths.max())
-        is_padded = self.pad_to is not None or lengths.min() < length
-        if is_padded:
+        if self.pad_to is not None or lengths.min() < length:
             length = self.pad_to or _round_up(length)
+        is_padded = lengths.min() < length
         count = length if self.full_head else max(len(sample["positions"]) for sample in samples)
         input_ids = np.full((batch, length), self.pad_id, dtype=np.int64)
         perm_mask = np.zeros((batch, length, length), dtype=bool)
