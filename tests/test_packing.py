@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from commands import TINY_GPT2, results, run_script
 from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, OpenAIGPTConfig, PreTrainedTokenizerFast, XLNetConfig
+from transformers import GPT2Config, HfArgumentParser, OpenAIGPTConfig, PreTrainedTokenizerFast, XLNetConfig
 
 from utils.data_arguments import SequenceDataArguments
 from utils.errors import UsageError
@@ -193,3 +194,44 @@ def test_the_block_size(asked, tokenizer_says, config, size):
 def test_a_block_longer_than_the_model_is_refused(tokenizer_says):
     with pytest.raises(UsageError, match="--block_size 65: the model has 64 positions; give 64 or less"):
         choose_block_size(65, SimpleNamespace(model_max_length=tokenizer_says), GPT2Config(n_positions=64))
+
+
+# ---- in the scripts ----
+SMALL = {
+    "run_clm.py": [*TINY_GPT2, "--vocab_size", 300, "--block_size", 64, "--append_eos", "--keep_remainder"],
+    "run_mlm.py": [
+        "--model_type", "bert", "--max_seq_length", 64, "--vocab_size", 500, "--line_by_line", "--group_by_length", "--config_overrides",
+        "hidden_size=32,num_hidden_layers=2,num_attention_heads=2,intermediate_size=64,max_position_embeddings=64",
+    ],
+    "run_plm.py": [
+        "--model_type", "xlnet", "--max_seq_length", 64, "--vocab_size", 500, "--keep_remainder",
+        "--config_overrides", "d_model=32,n_layer=2,n_head=2,d_inner=64",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_the_scripts_train_and_evaluate_on_every_token(script, files, tmp_path):
+    done = run_script(
+        script, *SMALL[script], *files, "--do_train", "--do_eval", "--per_device_train_batch_size", 8,
+        "--num_train_epochs", 1, "--output_dir", tmp_path,
+    )  # fmt: skip
+    found = results(tmp_path)
+    assert found["data_tokens"] > 0 and found["data_seconds"] > 0 and np.isfinite(found["eval_loss"])
+    assert found["data_dropped_tokens"] == 0 or script == "run_mlm.py"  # which cuts lines
+    assert script == "run_mlm.py" or " and one of " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--keep_remainder", "--packing", "documents"], "--keep_remainder"),
+        (["--keep_remainder", "--line_by_line"], "--keep_remainder"),
+        (["--keep_remainder", "--streaming"], "--keep_remainder"),
+        (["--append_eos", "--streaming"], "--append_eos"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_one_line(flags, word):
+    with pytest.raises(UsageError, match=f"^{word}") as caught:
+        HfArgumentParser(SequenceDataArguments).parse_args_into_dataclasses(["--train_file", "a.txt", *flags])
+    assert "\n" not in str(caught.value)
