@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from utils import apex_backend, hub
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.data_arguments import DataArguments
+from utils.durations import seconds_of
 from utils.errors import UsageError, one_line
 from utils.legacy_arguments import modernize
 
@@ -152,6 +153,15 @@ class LanguageModelingArguments(TrainingArguments):
     npu_internal_format: bool = field(
         default=False, metadata={"help": "NPU: let tensors take padded layouts of the device's own."}
     )
+    save_on_signal: bool = field(
+        default=False, metadata={"help": "SIGUSR1 to any rank writes a checkpoint at the next step; training goes on."}
+    )
+    max_train_time: str | None = field(
+        default=None,
+        metadata={
+            "help": "Stop with a checkpoint before so much time has passed since the start, e.g. 3600, 55m or 11h30m."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a used output folder; removes only what a run of ours wrote."}
     )
@@ -167,6 +177,11 @@ class LanguageModelingArguments(TrainingArguments):
         self._check_optimizer()
         self._check_numbers()
         self.notes = self._choose_backend()
+        if self.enable_jit_checkpoint:
+            self.enable_jit_checkpoint = False
+            self.notes.append(
+                "--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save before training ends"
+            )
         if device.process_count() > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             raise UsageError(
                 f"WORLD_SIZE is {device.process_count()} but no launcher has set RANK and MASTER_ADDR: start the script with "
@@ -241,6 +256,11 @@ class LanguageModelingArguments(TrainingArguments):
             raise UsageError("--num_train_epochs 0: nothing would be trained; give a number above 0")
         if self.max_steps == 0 or self.max_steps < -1:
             raise UsageError(f"--max_steps {self.max_steps}: give 1 or more, or leave it out to count by epochs")
+        if self.max_train_time is not None:
+            try:
+                seconds_of(self.max_train_time)
+            except ValueError as error:
+                raise UsageError(f"--max_train_time {error}") from error
         for name in ("seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")

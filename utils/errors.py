@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from utils import signals
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,10 +27,17 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
     """Calls `main`; a UsageError ends the process with its message as one line on stderr and exit code 2.
 
     wants_traceback: asked when an error came; true (--log_level debug) lets the traceback through.
+    SIGTERM and SIGINT end it with one line and exit code 143 or 130; a training saves first.
     """
+    signals.listen()
     try:
         main()
         _leave_process_group()
+    except signals.Stopped as stopped:
+        signals.say(stopped.message)
+        if stopped.together:
+            _leave_process_group()  # the first to leave would have a launcher end those that are still saving
+        raise
     except UsageError as error:
         if wants_traceback():
             raise

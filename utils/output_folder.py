@@ -19,7 +19,7 @@ RUN_FILE = "run.json"
 # Arguments that change what is told about a run, not what it computes.
 REPORTING_ARGUMENTS = re.compile(
     r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
-    r"resume_from_checkpoint|push_to_hub.*|hub_.*"
+    r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time"
 )
 # What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
 # Anything else belongs to somebody else.

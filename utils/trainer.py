@@ -19,6 +19,7 @@ from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError
 from utils.metrics import RunningSums, TokenAccuracy
+from utils.preemption import EvaluationStopped, Preemption, evaluation_is_missing
 from utils.progress_bar import ProgressBar
 from utils.sampling import EpochBegins, LengthGroups
 from utils.throughput import Throughput, ThroughputClock
@@ -74,6 +75,8 @@ class LanguageModelingTrainer(Trainer):
         self.add_callback(EpochBegins())
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
+        self.preemption = Preemption(self)
+        self.add_callback(self.preemption)
 
     # ---- precision ----
     def _build_accelerator_args(self, **named) -> dict:
@@ -342,6 +345,9 @@ class LanguageModelingTrainer(Trainer):
         super().log(logs, start_time)
 
     def get_batch_samples(self, *arguments, **named):
+        if self.state.global_step >= self.state.max_steps:  # stopped after its last step: Trainer would do one more
+            self.control.should_training_stop = True
+            return [], None
         start = time.perf_counter()
         batches = super().get_batch_samples(*arguments, **named)
         self.throughput.wait(time.perf_counter() - start)
@@ -359,6 +365,16 @@ class LanguageModelingTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *arguments, **named):
         busy = self.control.should_evaluate or self.control.should_save
         start = time.perf_counter()
-        super()._maybe_log_save_evaluate(*arguments, **named)
+        try:
+            super()._maybe_log_save_evaluate(*arguments, **named)
+        except EvaluationStopped:
+            self.control.should_evaluate, self.control.should_save = False, True
+            super()._maybe_log_save_evaluate(*arguments, **named)
+        self.preemption.stop_if_saved(self.args, self.state, self.control)
         if busy:
             self.throughput.pause(time.perf_counter() - start)
+
+    def evaluate_what_was_missed(self) -> None:
+        """Evaluates the step that training goes on from, if it was stopped before it could be evaluated."""
+        if evaluation_is_missing(self.args, self.state):
+            self._determine_best_metric(self._evaluate(None, None), None)
