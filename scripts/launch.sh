@@ -10,6 +10,8 @@
 #   --master_addr ADDRESS  node 0's address; also from the variable MASTER_ADDR
 #   --master_port PORT     a free port of node 0; default 29500
 #   --bind_cores yes|no    give each rank cores of its own; default: yes on aarch64
+#   --max_restarts N       start all ranks again, up to N times, when one has died or hangs: they go on from the newest
+#                          checkpoint; not after a mistake in the flags, nor after a stop on request; default 0
 #   --env_npu yes|no       source scripts/env_npu.sh; default: yes where there is an NPU
 #   --help                 this text
 #
@@ -35,9 +37,10 @@ fail() {
 mode=${1:-} nproc=${2:-}
 shift $(($# < 2 ? $# : 2))
 objective='' data_path='' nnodes=1 node_rank=0 master_addr=${MASTER_ADDR:-} master_port=''
+max_restarts=0
 bind_cores=$([[ $(uname -m) == aarch64 ]] && echo yes || echo no)
 env_npu=$npu_is_here
-options=' data_path nproc nnodes node_rank master_addr master_port bind_cores env_npu '
+options=' data_path nproc nnodes node_rank master_addr master_port bind_cores max_restarts env_npu '
 flags=()
 while (($#)); do
     name=${1%%=*}
@@ -67,6 +70,7 @@ done
 if ! [[ $node_rank =~ ^(0|[1-9][0-9]*)$ ]] || ((node_rank >= nnodes)); then
     fail "--node_rank $node_rank: give a number from 0 to $((nnodes - 1)), --nnodes less 1"
 fi
+[[ $max_restarts =~ ^(0|[1-9][0-9]*)$ ]] || fail "--max_restarts $max_restarts: give a whole number of 0 or more"
 [[ -z $master_port || $master_port =~ ^[1-9][0-9]*$ ]] || fail "--master_port $master_port: give a number"
 ((nnodes == 1)) || [[ -n $master_addr ]] || fail "--nnodes $nnodes: add --master_addr, the address of node 0"
 for name in bind_cores env_npu; do
@@ -102,14 +106,17 @@ output=${words[0]}
 ranks=(bash "$root/scripts/run_rank.sh" "$output" "$notes" "$bind_cores"
     "$python" "$root/run_$objective.py" "${words[@]:1}")
 mkdir -p "$output"
-if ((world_size == 1)); then
+torchrun=("$python" -m torch.distributed.run --nproc_per_node="$nproc" --max_restarts="$max_restarts")
+if ((world_size == 1 && max_restarts == 0)); then
     command=("${ranks[@]}")
 elif ((nnodes == 1)) && [[ -z $master_port ]]; then
-    command=("$python" -m torch.distributed.run --standalone --nproc_per_node="$nproc" --no_python "${ranks[@]}")
+    command=("${torchrun[@]}" --standalone --no_python "${ranks[@]}")
 else
-    command=("$python" -m torch.distributed.run --nnodes="$nnodes" --node_rank="$node_rank" --nproc_per_node="$nproc"
-        --master_addr="${master_addr:-127.0.0.1}" --master_port="${master_port:-29500}" --no_python "${ranks[@]}")
+    command=("${torchrun[@]}" --nnodes="$nnodes" --node_rank="$node_rank" --master_addr="${master_addr:-127.0.0.1}"
+        --master_port="${master_port:-29500}" --no_python "${ranks[@]}")
 fi
+# Where torchrun itself is told to end, by a scheduler say, it kills ranks that are still saving after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 
 # ---- the training ----
 shown=$output/train_$((node_rank * nproc)).log
@@ -119,14 +126,34 @@ done
 seen=$(($(stat -c %s "$shown") + 1))
 start=$(date +%s)
 echo "logs: $output/train_<rank>.log"
-# In a session of its own, so that one signal ends all of it.
+# In a session of its own, so that a terminal's signals reach it through this script alone.
 setsid "${command[@]}" >"$notes/launcher.log" 2>&1 &
 training=$!
 caught=''
-for signal in INT TERM HUP; do
-    # shellcheck disable=SC2064
-    trap "caught=$signal; kill -TERM -- -$training 2>/dev/null || true" "$signal"
-done
+# Hands a signal to the ranks of this node, who hand it on to all others, save and end. torchrun is left alone: told to
+# end, it would count the seconds. It is told where no rank has begun.
+hand_on() {
+    local pids
+    if [[ $1 != USR1 ]]; then
+        echo $((128 + $(kill -l "$1"))) >"$notes/final"
+    fi
+    pids=$(cat "$notes"/pid_* 2>/dev/null) || true
+    if [[ -n $pids ]]; then
+        # shellcheck disable=SC2086
+        kill -s "$1" $pids 2>/dev/null || true
+        if [[ $1 == INT ]]; then # which a rank that does not listen yet ignores; to one that does, both are one request
+            sleep 0.3
+            # shellcheck disable=SC2086
+            kill -TERM $pids 2>/dev/null || true
+        fi
+    elif [[ $1 != USR1 ]]; then
+        kill -TERM -- "-$training" 2>/dev/null || true
+    fi
+}
+trap 'caught=INT; hand_on INT' INT
+trap 'caught=TERM; hand_on TERM' TERM
+trap 'caught=HUP; hand_on TERM' HUP
+trap 'hand_on USR1' USR1
 tail -c "+$seen" -f -s 0.2 --pid="$training" "$shown" &
 tail=$!
 status=0
@@ -138,13 +165,21 @@ done
 wait "$tail" || true
 
 # ---- the results ----
+# A rank may have been told to end, and not this script.
+if [[ -z $caught && -s $notes/final ]]; then
+    case $(<"$notes/final") in
+        130) caught=INT ;;
+        143) caught=TERM ;;
+    esac
+fi
 if [[ -n $caught ]]; then
     echo "launch.sh: ended by SIG$caught; the same command goes on from its newest checkpoint, if there is one" >&2
     exit $((128 + $(kill -l "$caught")))
 fi
 if ((status != 0)); then
-    if [[ -s $notes/failure ]]; then
-        read -r rank status <"$notes/failure"
+    failure=$(find "$notes" -name 'failure_*' | sort -V | tail -n 1)
+    if [[ -n $failure ]]; then
+        read -r rank status <"$failure"
         how="ended with exit code $status"
         if ((status > 128)); then
             how="was ended by signal $((status - 128))"

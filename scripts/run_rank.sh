@@ -6,7 +6,15 @@ set -euo pipefail
 logs=$1 notes=$2 bind=$3
 shift 3
 rank=${RANK:-0}
+# What ended for good is not started again by torchrun: a mistake in the flags, a stop on request.
+if [[ -s $notes/final ]]; then
+    exit "$(<"$notes/final")"
+fi
 exec >>"$logs/train_$rank.log" 2>&1
+# The signals are the training's: it saves and ends, and this shell after it. Until it listens, SIGINT alone is not heard.
+trap : TERM HUP USR1
+trap '' INT
+export FINAL_NOTE=$notes/final
 
 # The share of local rank i of n: the i-th of n equal runs of the cores that this process may use. Numbers next to each
 # other lie in one NUMA node, whose memory is then the rank's own.
@@ -52,13 +60,20 @@ done
 echo "$(date '+%F %T') rank $rank: ${shown[*]}"
 
 status=0
-"${command[@]}" || status=$?
+(
+    echo "$BASHPID" >"$notes/pid_$rank"
+    exec "${command[@]}"
+) || status=$?
+rm -f "$notes/pid_$rank"
 if ((status != 0)); then
     # A mistake in the flags ends all ranks alike, and rank 0 tells of it: it must not be stopped before it has.
     if ((status == 2 && rank > 0)); then
         sleep 5
     fi
+    if ((status == 2)); then
+        echo 2 >"$FINAL_NOTE"
+    fi
     # The first to fail is the one to look at; the others fail because it is gone.
-    (set -o noclobber && echo "$rank $status" >"$notes/failure") 2>/dev/null || true
+    (set -o noclobber && echo "$rank $status" >"$notes/failure_${TORCHELASTIC_RESTART_COUNT:-0}") 2>/dev/null || true
 fi
 exit "$status"

@@ -12,6 +12,10 @@ from pathlib import Path
 def main() -> None:
     output, start = Path(sys.argv[1]), int(sys.argv[2])
     results, row = output / "all_results.json", output / "results.md"
+    run = output / "run.json"
+    if run.exists() and not json.loads(run.read_text(encoding="utf-8"))["finished"]:
+        print("the run is not finished; the same command goes on from its newest checkpoint")
+        return
     found = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     print("------------------ Final result ------------------")
     print(f"Final Performance samples/sec : {shown(found.get('fps'), '.3f')}")

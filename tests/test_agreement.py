@@ -34,7 +34,8 @@ class Ranks:
             time.sleep(self.random[rank].random() * 0.01)
             with self.changed:
                 # What was launched `lead` points ago needs all ranks.
-                self.changed.wait_for(lambda: min(self.progress) >= number - 1 - self.lead)
+                while min(self.progress) < number - 1 - self.lead:
+                    self.changed.wait()
             if word := self.agreements[rank].point():
                 self.heard[rank].append((number, word))
             with self.changed:

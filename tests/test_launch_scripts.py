@@ -307,10 +307,10 @@ def test_ranks_are_not_bound_unless_asked_or_possible(tmp_path) -> None:
 
 def test_the_first_rank_that_fails_is_noted(tmp_path) -> None:
     run_rank(tmp_path, "no", 0, 3, "true")
-    assert not (tmp_path / "notes" / "failure").exists()
+    assert not (tmp_path / "notes" / "failure_0").exists()
     run_rank(tmp_path, "no", 2, 3, "bash", "-c", "exit 7")
     run_rank(tmp_path, "no", 1, 3, "false")
-    assert (tmp_path / "notes" / "failure").read_text() == "2 7\n"
+    assert (tmp_path / "notes" / "failure_0").read_text() == "2 7\n"
 
 
 # ---- env_npu.sh ----

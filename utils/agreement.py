@@ -141,5 +141,24 @@ def connect(name: str) -> dist.Store:
         wait_for_workers=False,
         timeout=timedelta(seconds=60),
     )
-    # A restarted run meets in the same place.
-    return dist.PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", server)
+    return dist.PrefixStore(f"{name}/{_restart()}", server)
+
+
+def meet_after_restart(backend: str, seconds: float) -> None:
+    """Forms the process group of a run that torchrun has started again; does nothing at its first start.
+
+    torchrun keeps the store in which ranks meet, and torch looks there under the same names: a rank may find the address
+    of one that has died (https://github.com/pytorch/pytorch/issues/135712). Under names of this start it cannot.
+    seconds: the group's timeout.
+    """
+    if _restart() == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = connect("process_group")
+    store.set_timeout(timedelta(seconds=seconds))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=seconds))
+
+
+def _restart() -> str:
+    """How often torchrun has started this run again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

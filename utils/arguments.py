@@ -17,6 +17,7 @@ from utils import device  # isort: skip  (before transformers: it tells in one l
 from transformers import HfArgumentParser, TrainingArguments
 
 from utils import apex_backend, hub
+from utils.agreement import meet_after_restart
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.data_arguments import DataArguments
 from utils.durations import seconds_of
@@ -162,6 +163,20 @@ class LanguageModelingArguments(TrainingArguments):
             "help": "Stop with a checkpoint before so much time has passed since the start, e.g. 3600, 55m or 11h30m."
         },
     )
+    max_bad_steps: int = field(
+        default=20,
+        metadata={
+            "help": "Stop after so many steps in a row whose gradients are not finite; none of them updates anything. 0: "
+            "update with whatever comes."
+        },
+    )
+    on_loss_spike: str | None = field(
+        default=None,
+        metadata={
+            "help": "When the logged loss leaps: warn, or rollback to the checkpoint before and skip those batches.",
+            "choices": ["warn", "rollback"],
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a used output folder; removes only what a run of ours wrote."}
     )
@@ -193,6 +208,9 @@ class LanguageModelingArguments(TrainingArguments):
             # transformers forms a process group for CPUs only if it is told that CPUs are meant: without this every
             # rank of a torchrun would train on the same samples, in silence.
             self.use_cpu = True
+        if device.process_count() > 1 and not self.deepspeed:
+            on = "cpu" if self.use_cpu else device.accelerator()
+            meet_after_restart(self.ddp_backend or device.BACKENDS.get(on, "gloo"), self.ddp_timeout)
         super().__post_init__()
         device.check_free(self.device)
         device.configure(self.device, self.npu_jit_compile, self.npu_internal_format)
@@ -261,7 +279,7 @@ class LanguageModelingArguments(TrainingArguments):
                 seconds_of(self.max_train_time)
             except ValueError as error:
                 raise UsageError(f"--max_train_time {error}") from error
-        for name in ("seed", "dataloader_num_workers"):
+        for name in ("seed", "dataloader_num_workers", "max_bad_steps"):
             if getattr(self, name) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
         if self.output_dir is not None and os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir):

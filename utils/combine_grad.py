@@ -228,6 +228,16 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Drops what was gathered. Nothing is written: the next gradient overwrites its slice."""
         self._forget_gradients()
 
+    def wipe_gradients(self) -> None:
+        """Drops what was gathered and writes zeros, for gradients that are not finite.
+
+        Clipping by a norm that is NaN leaves NaN between the slices, where nothing is ever written again: every later norm
+        would be NaN.
+        """
+        for buffer in self.buffers:
+            buffer.gradients.zero_()
+        self._forget_gradients()
+
     def _forget_gradients(self) -> None:
         self._window = "empty"
         self.clip_factor = None

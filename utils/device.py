@@ -191,6 +191,24 @@ def fused_adamw_obeys_grad_scale(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda")
 
 
+class DeferredNumber:
+    """A number on its way from the device: launched now, read later, when nobody has to wait for it any more."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._host, self._event = tensor, None
+        if tensor.device.type != "cpu":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.Event(tensor.device)
+            self._event.record()
+
+    def get(self) -> float:
+        """The number. Waits for what was launched before it, not for what came after."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.item()
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that was launched. Nothing to wait for on a CPU."""
     if device.type != "cpu":

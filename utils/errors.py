@@ -29,6 +29,7 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
     wants_traceback: asked when an error came; true (--log_level debug) lets the traceback through.
     SIGTERM and SIGINT end it with one line and exit code 143 or 130; a training saves first.
     """
+    signals.end_if_ended_for_good()
     signals.listen()
     try:
         main()
@@ -36,6 +37,7 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
     except signals.Stopped as stopped:
         signals.say(stopped.message)
         if stopped.together:
+            signals.note_the_end(stopped.code)
             _leave_process_group()  # the first to leave would have a launcher end those that are still saving
         raise
     except UsageError as error:
@@ -50,6 +52,7 @@ def leave(error: UsageError) -> NoReturn:
     if error.of_one_rank or os.environ.get("RANK", "0") == "0":
         script = os.path.basename(sys.argv[0])
         print(f"{script}: error: {one_line(error)}", file=sys.stderr, flush=True)
+    signals.note_the_end(2)
     sys.exit(2)
 
 

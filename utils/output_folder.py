@@ -19,7 +19,7 @@ RUN_FILE = "run.json"
 # Arguments that change what is told about a run, not what it computes.
 REPORTING_ARGUMENTS = re.compile(
     r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
-    r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time"
+    r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time|max_bad_steps|on_loss_spike"
 )
 # What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
 # Anything else belongs to somebody else.
@@ -102,6 +102,8 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
     args: the run's LanguageModelingArguments. Raises the same UsageError on every rank.
     """
     verdict: Claim | UsageError | None = None
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        _go_on_after_restart(args)
     if args.process_index == 0:
         try:
             verdict = claim(args.output_dir, script, arguments, args.overwrite_output_dir, args.resume_from_checkpoint)
@@ -116,6 +118,15 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
     if verdict.note and args.process_index == 0:
         logger.warning(verdict.note)
     return verdict
+
+
+def _go_on_after_restart(args) -> None:
+    """A run that a launcher has started again goes on with what it did so far, whatever it was to begin with."""
+    folder = Path(args.output_dir)
+    if (folder / RUN_FILE).exists():
+        args.overwrite_output_dir = False
+        if newest_checkpoint(folder, _foreign(folder)) is not None:
+            args.resume_from_checkpoint = None
 
 
 def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> None:
@@ -154,12 +165,13 @@ def first_difference(before: dict, now: dict) -> tuple[str, object, object] | No
     return None
 
 
-def newest_checkpoint(folder: Path, foreign: Sequence[str] = ()) -> Path | None:
+def newest_checkpoint(folder: Path, foreign: Sequence[str] = (), until: float = float("inf")) -> Path | None:
     """The checkpoint with the most steps that was written to its end: trainer_state.json comes last.
 
-    foreign: names of those that another program left.
+    foreign: names of those that another program left. until: how many steps it may have.
     """
     complete = [e for e in _checkpoints(folder) if e.name not in foreign and _is_complete(e)]
+    complete = [e for e in complete if int(CHECKPOINT.fullmatch(e.name)[1]) <= until]
     return max(complete, key=lambda entry: int(CHECKPOINT.fullmatch(entry.name)[1]), default=None)
 
 

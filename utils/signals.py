@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +134,32 @@ def _leave_signals_to_the_parent() -> None:
                 os._exit(exit_code(heard.si_signo))
 
     threading.Thread(target=wait_for_the_parent, name="signals", daemon=True).start()
+
+
+# ---- what ends for good ----
+def note_the_end(code: int) -> None:
+    """Leaves a note that this run ended for good with this exit code: torchrun would start it again all the same."""
+    path = _note()
+    if code != 0 and path:
+        path.write_text(f"{code}\n", encoding="ascii")
+
+
+def end_if_ended_for_good() -> None:
+    """Ends a process that torchrun has started again after its run had ended for good."""
+    path = _note()
+    if path and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and path.exists():
+        sys.exit(int(path.read_text(encoding="ascii")))
+
+
+def _note() -> Path | None:
+    """run_rank.sh names the file; otherwise torchrun's process does, by its number and when it began."""
+    if "FINAL_NOTE" in os.environ:
+        return Path(os.environ["FINAL_NOTE"])
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) == 0:
+        return None
+    launcher = os.getppid()
+    began = Path(f"/proc/{launcher}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
+    return Path(tempfile.gettempdir()) / f"ended-for-good-{launcher}-{began}"
 
 
 # The listener of this process, if it is one of the scripts.

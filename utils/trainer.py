@@ -15,13 +15,16 @@ from transformers import ProgressCallback, Trainer, TrainerCallback
 from utils import device, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
+from utils.bad_numbers import BadSteps, LossSpike, LossSpikes
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
-from utils.errors import UsageError
+from utils.errors import UsageError, one_line
+from utils.heartbeat import EXIT_CODE, Heartbeats
 from utils.metrics import RunningSums, TokenAccuracy
 from utils.preemption import EvaluationStopped, Preemption, evaluation_is_missing
 from utils.progress_bar import ProgressBar
 from utils.sampling import EpochBegins, LengthGroups
+from utils.signals import Stopped
 from utils.throughput import Throughput, ThroughputClock
 
 logger = logging.getLogger(__name__)
@@ -66,17 +69,42 @@ class LanguageModelingTrainer(Trainer):
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
-        # transformers would read each loss on the host to leave NaN out of the logged mean; training_step does it there.
-        self.leaves_out_nan, self.args.logging_nan_inf_filter = self.args.logging_nan_inf_filter, False
+        # transformers would read each loss on the host, to put a mean in the place of one that is not finite.
+        self.args.logging_nan_inf_filter = False
         if loss_sum is not None:
             self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
         self.add_callback(SkippedSteps())
+        self.bad_steps = BadSteps(self)
+        self.add_callback(self.bad_steps)
+        self.loss_spikes = LossSpikes(self.args)
+        self._skips_to: int | None = None  # after a rollback: the last step whose batches are skipped
+        self._skipped_steps = 0
+        self._logged_before = 0
         self.add_callback(ThroughputClock(self))
         self.add_callback(EpochBegins())
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
+        self.heartbeats = Heartbeats()
+        self.add_callback(self.heartbeats)
         self.preemption = Preemption(self)
         self.add_callback(self.preemption)
+
+    def train(self, resume_from_checkpoint=None, **named):
+        while True:
+            try:
+                return self._train_until_the_loss_leaps(resume_from_checkpoint, **named)
+            except LossSpike as spike:
+                resume_from_checkpoint, self._skips_to = spike.checkpoint, spike.step
+
+    def _train_until_the_loss_leaps(self, resume_from_checkpoint, **named):
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **named)
+        except RuntimeError as error:
+            lost = self.heartbeats.explain()
+            if lost is None or logger.isEnabledFor(logging.DEBUG):
+                raise
+            logger.error("%s; so this rank ends too (%s)", lost, one_line(error))
+            raise Stopped(EXIT_CODE, None) from error
 
     # ---- precision ----
     def _build_accelerator_args(self, **named) -> dict:
@@ -187,6 +215,21 @@ class LanguageModelingTrainer(Trainer):
             find_unused_parameters=find_unused if find_unused is not None else True,
         )
 
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *arguments, **named):
+        place = super()._init_training_state(max_steps, num_update_steps_per_epoch, *arguments, **named)
+        if self._skips_to is None:
+            return place
+        # A skipped step counts as one that updated nothing: data, schedule and the run's length stay what they were.
+        self._skipped_steps = self._skips_to - self.state.global_step
+        self.state.global_step, self._skips_to = self._skips_to, None
+        epochs, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
+        return epochs, steps * self.args.gradient_accumulation_steps
+
+    def _load_from_checkpoint(self, *arguments, **named):
+        # The first time there are no masters yet; they come of the weights that are loaded here.
+        with self._float32_weights() if self.optimizer is not None else contextlib.nullcontext():
+            super()._load_from_checkpoint(*arguments, **named)
+
     def _prepare_for_training(self, *arguments, **named):
         prepared = super()._prepare_for_training(*arguments, **named)
         assert self.combined is None or self.combined.holds_weights(), (
@@ -194,6 +237,9 @@ class LanguageModelingTrainer(Trainer):
         )
         if self.apex is not None:
             self.apex.route_zero_grad(prepared[0])
+        while self._skipped_steps > 0:
+            self.lr_scheduler.step()
+            self._skipped_steps -= 1
         return prepared
 
     def _unscale_gradients(self) -> None:
@@ -217,7 +263,9 @@ class LanguageModelingTrainer(Trainer):
                 grad_norm = self.combined.grad_norm()
             elif self.apex is not None:
                 grad_norm = self.apex.grad_norm()
-        return super()._get_grad_norm(model, grad_norm=grad_norm)
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.bad_steps.before_update(grad_norm)
+        return grad_norm
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.
@@ -337,17 +385,23 @@ class LanguageModelingTrainer(Trainer):
     # ---- log ----
     def log(self, logs, start_time=None) -> None:
         if "loss" in logs:
+            self.bad_steps.settle()
+            if self.bad_steps.since_log:
+                logs["bad_steps"], self.bad_steps.since_log = self.bad_steps.since_log, 0
             logs |= self.throughput.log()
         if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
             scaler = self.accelerator.scaler
             logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
             logs["skipped_steps"] = scaler.skipped_steps if scaler is not None else 0
         super().log(logs, start_time)
+        if "loss" in logs:
+            self.loss_spikes.look(logs["loss"], self._logged_before, self.state.global_step)
 
     def get_batch_samples(self, *arguments, **named):
         if self.state.global_step >= self.state.max_steps:  # stopped after its last step: Trainer would do one more
             self.control.should_training_stop = True
             return [], None
+        self.heartbeats.at(self.state, "waiting for a batch")
         start = time.perf_counter()
         batches = super().get_batch_samples(*arguments, **named)
         self.throughput.wait(time.perf_counter() - start)
@@ -356,14 +410,12 @@ class LanguageModelingTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         samples, length = inputs["input_ids"].shape
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.leaves_out_nan:
-            mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
-            loss = torch.where(loss.isfinite(), loss, mean)
         self.throughput.count(samples, length)
         return loss
 
     def _maybe_log_save_evaluate(self, *arguments, **named):
         busy = self.control.should_evaluate or self.control.should_save
+        self._logged_before = self._globalstep_last_logged
         start = time.perf_counter()
         try:
             super()._maybe_log_save_evaluate(*arguments, **named)

@@ -1,0 +1,210 @@
+"""Numbers that go wrong: gradients that are not finite, and losses that leap.
+
+A step whose gradient norm is not finite updates nothing. The norm is that of the gradients averaged over all ranks, so
+that one rank's overflow makes all skip. With loss scaling torch's GradScaler sees to it. Without, the fused kernels take
+the verdict on the device (`found_inf`, as GradScaler would hand it to them), and the host reads it a step later, when it
+is long known: nothing waits. Kernels that do not obey it, torch_npu's among them, cost one read of the norm each step.
+Where all numbers are finite, every bit stays what it would be.
+
+A loss leaps if it lies above the median of the last SPIKE_WINDOW logged losses by more than SPIKE_DEVIATIONS robust
+standard deviations (1.4826 times the median absolute deviation; at least SPIKE_FLOOR of the median, since a loss that
+hardly moves deviates by nothing). Logged losses are the mean over ranks, and on the host anyway.
+"""
+
+import logging
+import math
+import statistics
+from collections import deque
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from utils import device, output_folder
+from utils.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+SPIKE_WINDOW = 64
+SPIKE_MINIMUM = 16  # logged losses before anything is called a leap
+SPIKE_DEVIATIONS = 6.0
+SPIKE_FLOOR = 0.01
+MAX_ROLLBACKS = 3
+SHOWN_SAMPLES = 64
+
+
+class BadSteps(TrainerCallback):
+    """Keeps updates that are not finite from happening, and ends a training that has too many of them in a row.
+
+    trainer: whose steps they are. --max_bad_steps 0 leaves everything as torch does it.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.limit = trainer.args.max_bad_steps
+        self.in_a_row = 0
+        self.since_log = 0
+        self._pending: tuple[int, device.DeferredNumber] | None = None
+
+    def before_update(self, norm: torch.Tensor | float) -> None:
+        """Looks at the norm of the gradients that the next update would use; may have it skipped.
+
+        Raises UsageError if the steps before were too many bad ones.
+        """
+        self.settle()
+        trainer = self.trainer
+        if self.limit == 0 or trainer.accelerator.scaler is not None or not isinstance(norm, torch.Tensor):
+            return
+        optimizer = trainer.combined.optimizer if trainer.combined is not None else trainer.optimizer.optimizer
+        step = trainer.state.global_step + 1
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and device.fused_adamw_obeys_grad_scale(
+            norm.device
+        ):
+            optimizer.found_inf = norm.isfinite().logical_not().to(torch.float32)
+            self._pending = step, device.DeferredNumber(optimizer.found_inf)
+        elif math.isfinite(norm.item()):
+            self._count(step, False)
+        else:
+            self._drop_gradients()
+            self._count(step, True)
+
+    def settle(self) -> None:
+        """Counts the step whose verdict was still on the device."""
+        if self._pending is not None:
+            (step, number), self._pending = self._pending, None
+            self._count(step, number.get() != 0)
+
+    def on_train_begin(self, args, state, control, **_):
+        self._pending, self.in_a_row = None, 0
+
+    def on_step_end(self, args, state, control, **_):
+        if self.trainer.accelerator.scaler is not None:
+            skipped = self.trainer.accelerator.optimizer_step_was_skipped
+            if skipped:
+                self._drop_gradients()
+            self._count(state.global_step, skipped)
+
+    def _drop_gradients(self) -> None:
+        # Without gradients an optimizer leaves weights and state alone.
+        self.trainer.optimizer.zero_grad()
+        if self.trainer.combined is not None:
+            self.trainer.combined.wipe_gradients()
+
+    def on_train_end(self, args, state, control, **_):
+        self.settle()
+
+    def _count(self, step: int, bad: bool) -> None:
+        if not bad:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.since_log += 1
+        if self.trainer.accelerator.scaler is None and self.trainer.args.process_index == 0:
+            logger.warning("step %d: the gradients are not finite, so the weights stay as they are", step)
+        if 0 < self.limit <= self.in_a_row:
+            ids = sample_ids(self.trainer, step)
+            raise UsageError(
+                f"--max_bad_steps {self.limit}: the gradients were not finite in {self.in_a_row} steps in a row, up to step "
+                f"{step}{shown(ids)}; nothing was updated in them; look at these samples, lower --learning_rate, or go on "
+                "from an earlier checkpoint with --resume_from_checkpoint"
+            )
+
+
+def sample_ids(trainer, step: int) -> list[int] | None:
+    """The numbers of the training set's samples in this step, of all ranks; None where they are not to be known.
+
+    The order is drawn anew from the sampler's seed: a training keeps no record of it.
+    """
+    from accelerate.data_loader import SeedableRandomSampler
+    from torch.utils.data import SequentialSampler
+
+    loader = trainer.callback_handler.train_dataloader
+    batches = getattr(loader, "batch_sampler", None)
+    ranks = getattr(batches, "num_processes", 1)
+    batches = getattr(batches, "batch_sampler", batches)
+    sampler = getattr(batches, "sampler", None)
+    if not isinstance(sampler, SeedableRandomSampler | SequentialSampler):
+        return None
+    each = trainer.args.gradient_accumulation_steps
+    epoch, update = divmod(step - 1, max(1, -(-len(loader) // each)))
+    if isinstance(sampler, SeedableRandomSampler):
+        sampler.set_epoch(epoch)
+    first = update * each * ranks
+    return [number for batch in islice(batches, first, first + each * ranks) for number in batch]
+
+
+def shown(ids: list[int] | None) -> str:
+    if not ids:
+        return ""
+    more = f" and {len(ids) - SHOWN_SAMPLES} more" if len(ids) > SHOWN_SAMPLES else ""
+    return f", which has the samples {' '.join(map(str, ids[:SHOWN_SAMPLES]))}{more} of the training set"
+
+
+class LossSpike(BaseException):
+    """Leaves the training loop, to go on from `checkpoint` behind the batches up to step `step`.
+
+    Not an error: nothing on the way may handle it.
+    """
+
+    def __init__(self, checkpoint: str, step: int):
+        super().__init__(checkpoint, step)
+        self.checkpoint = checkpoint
+        self.step = step
+
+
+class LossSpikes:
+    """Finds losses that leap.
+
+    args: the run's LanguageModelingArguments, of which --on_loss_spike says what then happens.
+    """
+
+    def __init__(self, args):
+        self.args = args
+        self.rollbacks = 0
+        self.losses: deque[float] = deque(maxlen=SPIKE_WINDOW)
+
+    def look(self, loss: float, first_step: int, step: int) -> None:
+        """Takes the next logged loss, the mean of the steps after `first_step`.
+
+        Raises LossSpike where it leaps and there is a checkpoint to go back to, and UsageError after MAX_ROLLBACKS.
+        """
+        if self.args.on_loss_spike is None or not math.isfinite(loss):
+            return
+        limit = self.limit()
+        if loss > limit:
+            if self.args.process_index == 0:
+                logger.warning("step %d: the loss leaps to %g; up to %g was to be expected", step, loss, limit)
+            if self.args.on_loss_spike == "rollback":
+                self._roll_back(first_step, step)
+        self.losses.append(loss)
+
+    def limit(self) -> float:
+        """The greatest loss that is no leap."""
+        if len(self.losses) < SPIKE_MINIMUM:
+            return math.inf
+        median = statistics.median(self.losses)
+        deviation = 1.4826 * statistics.median(abs(loss - median) for loss in self.losses)
+        return median + SPIKE_DEVIATIONS * max(deviation, SPIKE_FLOOR * abs(median))
+
+    def _roll_back(self, first_step: int, step: int) -> None:
+        if self.rollbacks == MAX_ROLLBACKS:
+            raise UsageError(
+                f"--on_loss_spike rollback: the loss leaps again, at step {step}, after {self.rollbacks} rollbacks; lower "
+                "--learning_rate or --max_grad_norm, or look at the data"
+            )
+        found = output_folder.newest_checkpoint(Path(self.args.output_dir), until=first_step)
+        answer = [None if found is None else str(found)]
+        if self.args.world_size > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(answer)
+        [checkpoint] = answer
+        if self.args.process_index == 0:
+            name = "no checkpoint to go back to" if checkpoint is None else f"going back to {Path(checkpoint).name}"
+            logger.warning(
+                "%s%s", name, "" if checkpoint is None else f"; the batches up to step {step}'s are skipped"
+            )
+        if checkpoint is not None:
+            self.rollbacks += 1
+            raise LossSpike(checkpoint, step)
