@@ -1,7 +1,7 @@
 """run_clm.py with one real signal to itself at an exact place: FAULT="place count rank signal whom [again]".
 
 place: data, forward, evaluation, save or all_reduce. count: the n-th time. whom: the process, or its group. again: seconds
-after which a second one follows.
+after which a second one follows. FAULT="gradient count rank value" puts a value into one gradient instead.
 """
 
 import os
@@ -18,7 +18,11 @@ from utils import arguments, corpus, errors
 
 
 def place_fault() -> None:
-    place, count, rank, name, whom, *again = os.environ["FAULT"].split()
+    place, count, rank, *rest = os.environ["FAULT"].split()
+    if place == "gradient":
+        spoil_gradient(int(count), rank, float(rest[0]))
+        return
+    name, whom, *again = rest
     once = Path(os.environ["FAULT_DONE"])
     left = int(count)
 
@@ -61,6 +65,31 @@ def place_fault() -> None:
         before(LanguageModelingTrainer, "prediction_step")
     else:
         before(GPT2LMHeadModel, "forward")
+
+
+def spoil_gradient(count: int, rank: str, value: float) -> None:
+    """The n-th gradient of one parameter on one rank; and a line at the end by which ranks can be compared."""
+    from utils import training
+    from utils.trainer import LanguageModelingTrainer
+
+    train = LanguageModelingTrainer.train
+    seen = 0
+
+    def spoil(gradient):
+        nonlocal seen
+        seen += 1
+        if seen == count and os.environ.get("RANK", "0") == rank:
+            gradient = gradient.clone()
+            gradient.view(-1)[7] = value
+        return gradient
+
+    def spoiled(trainer, *arguments, **named):
+        trainer.model.transformer.h[0].mlp.c_fc.weight.register_hook(spoil)
+        output = train(trainer, *arguments, **named)
+        print("weights", sum(weight.double().sum().item() for weight in trainer.model.parameters()))
+        return output
+
+    training.LanguageModelingTrainer.train = spoiled
 
 
 def main() -> None:

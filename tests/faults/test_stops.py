@@ -1,13 +1,15 @@
 """Trainings that are stopped, killed and frozen by real signals, as a user runs them."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, TINY_GPT2, losses, one_error_line, run
+from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run
 from test_launch_scripts import finish, processes_of, stand_in_python, start, wait_for
 
 WORKER = Path(__file__).with_name("faulty_run_clm.py")
@@ -159,6 +161,22 @@ def test_a_run_that_ended_for_good_is_not_started_again_by_torchrun(tmp_path) ->
         done = run([*command, str(script.with_name("run.py"))])
         assert done.returncode != 0 and done.stdout.count("started") == 1, done.stdout
     assert "no such file" in one_error_line(subprocess.CompletedProcess([], 2, "", done.stderr.split("Traceback")[0]))
+
+
+# ---- numbers that go wrong ----
+@pytest.mark.parametrize("combine", ["true", "false"])
+def test_inf_on_one_of_two_ranks_makes_both_skip(files, tmp_path, combine) -> None:
+    """In float32, without a loss scale: the verdict stays on the device."""
+    words = [*TRAIN, *map(str, files), "--do_eval", "false", "--use_combine_grad", combine]
+    faulty_launch(tmp_path, "gradient 5 1 inf", *words)
+    output = tmp_path / "output"
+    logs = [(output / f"train_{rank}.log").read_text() for rank in (0, 1)]
+    assert "step 5: the gradients are not finite, so the weights stay as they are" in logs[0]
+    norms = [entry["grad_norm"] for entry in log_history(output) if "grad_norm" in entry]
+    assert [math.isfinite(norm) for norm in norms] == [step != 5 for step in range(1, 13)]
+    assert all(map(math.isfinite, losses(output)))
+    ends = [re.findall(r"^weights (\S+)$", log, re.MULTILINE) for log in logs]
+    assert len(ends[0]) == 1 and ends[0] == ends[1] and math.isfinite(float(ends[0][0]))
 
 
 # ---- ranks that die or hang ----
