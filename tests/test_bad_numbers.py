@@ -85,6 +85,21 @@ def test_finite_numbers_stay_what_they_are(tmp_path, way) -> None:
     assert torch.equal(weights(with_check.model), weights(without.model))
 
 
+def test_what_a_device_counts_by_itself_ends_before_a_save(tmp_path) -> None:
+    """As on a device whose kernel does not obey a verdict: simulated on a CPU by a count that is handed over."""
+    trainer = trainer_for(
+        tmp_path, callbacks=[Spoil(math.nan, 3)], logging_steps=100, save_strategy="steps", save_steps=2
+    )
+
+    def count(norm: torch.Tensor) -> None:
+        trainer.bad_steps._spoilt = (trainer.bad_steps._spoilt or torch.zeros(())) + norm.isfinite().logical_not()
+
+    trainer.bad_steps.before_update = count
+    with pytest.raises(UsageError, match="step 3: the gradients were not finite, and the optimizer's kernel"):
+        trainer.train()
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
 def test_without_the_check_it_is_as_torch_has_it(tmp_path) -> None:
     spoil = Spoil(math.nan, 3)
     trainer_for(tmp_path, callbacks=[spoil], max_bad_steps=0).train()

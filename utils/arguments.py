@@ -163,11 +163,11 @@ class LanguageModelingArguments(TrainingArguments):
             "help": "Stop with a checkpoint before so much time has passed since the start, e.g. 3600, 55m or 11h30m."
         },
     )
-    max_bad_steps: int = field(
-        default=20,
+    max_bad_steps: int | None = field(
+        default=None,
         metadata={
             "help": "Stop after so many steps in a row whose gradients are not finite; none of them updates anything. 0: "
-            "update with whatever comes."
+            "update with whatever comes. Default: 20, where the check costs no wait."
         },
     )
     on_loss_spike: str | None = field(
@@ -280,7 +280,7 @@ class LanguageModelingArguments(TrainingArguments):
             except ValueError as error:
                 raise UsageError(f"--max_train_time {error}") from error
         for name in ("seed", "dataloader_num_workers", "max_bad_steps"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
         if self.output_dir is not None and os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir):
             raise UsageError(f"--output_dir {self.output_dir}: is a file; name a folder")

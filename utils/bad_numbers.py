@@ -3,8 +3,9 @@
 A step whose gradient norm is not finite updates nothing. The norm is that of the gradients averaged over all ranks, so
 that one rank's overflow makes all skip. With loss scaling torch's GradScaler sees to it. Without, the fused kernels take
 the verdict on the device (`found_inf`, as GradScaler would hand it to them), and the host reads it a step later, when it
-is long known: nothing waits. Kernels that do not obey it, torch_npu's among them, cost one read of the norm each step.
-Where all numbers are finite, every bit stays what it would be.
+is long known: nothing waits. For kernels that do not obey it, torch_npu's among them, an explicit --max_bad_steps costs
+one read of the norm a step. Without that flag such a device counts bad steps by itself, and training ends when the host
+next reads anyway, to log or to save: the weights are lost then, but no checkpoint is written with them. Where all numbers are finite, every bit stays what it would be.
 
 A loss leaps if it lies above the median of the last SPIKE_WINDOW logged losses by more than SPIKE_DEVIATIONS robust
 standard deviations (1.4826 times the median absolute deviation; at least SPIKE_FLOOR of the median, since a loss that
@@ -26,6 +27,7 @@ from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_LIMIT = 20  # a dynamic loss scale that starts at 65536 may skip half a dozen before it fits
 SPIKE_WINDOW = 64
 SPIKE_MINIMUM = 16  # logged losses before anything is called a leap
 SPIKE_DEVIATIONS = 6.0
@@ -37,22 +39,25 @@ SHOWN_SAMPLES = 64
 class BadSteps(TrainerCallback):
     """Keeps updates that are not finite from happening, and ends a training that has too many of them in a row.
 
-    trainer: whose steps they are. --max_bad_steps 0 leaves everything as torch does it.
+    trainer: whose steps they are. --max_bad_steps 0 leaves everything as torch does it; None is DEFAULT_LIMIT.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.limit = trainer.args.max_bad_steps
+        asked = trainer.args.max_bad_steps
+        self.limit = DEFAULT_LIMIT if asked is None else asked
+        self.may_wait = asked is not None
         self.in_a_row = 0
         self.since_log = 0
         self._pending: tuple[int, device.DeferredNumber] | None = None
+        self._spoilt: torch.Tensor | None = None  # int64: bad steps whose updates were made, on the device
 
     def before_update(self, norm: torch.Tensor | float) -> None:
         """Looks at the norm of the gradients that the next update would use; may have it skipped.
 
         Raises UsageError if the steps before were too many bad ones.
         """
-        self.settle()
+        self._settle()
         trainer = self.trainer
         if self.limit == 0 or trainer.accelerator.scaler is not None or not isinstance(norm, torch.Tensor):
             return
@@ -63,6 +68,10 @@ class BadSteps(TrainerCallback):
         ):
             optimizer.found_inf = norm.isfinite().logical_not().to(torch.float32)
             self._pending = step, device.DeferredNumber(optimizer.found_inf)
+        elif norm.device.type != "cpu" and not self.may_wait:
+            if self._spoilt is None:
+                self._spoilt = torch.zeros((), dtype=torch.int64, device=norm.device)
+            self._spoilt.add_(norm.isfinite().logical_not())
         elif math.isfinite(norm.item()):
             self._count(step, False)
         else:
@@ -70,13 +79,27 @@ class BadSteps(TrainerCallback):
             self._count(step, True)
 
     def settle(self) -> None:
-        """Counts the step whose verdict was still on the device."""
+        """Counts what is still on the device. To be called where the host waits anyway, and before a save.
+
+        Raises UsageError for too many bad steps in a row, and for one whose update was made.
+        """
+        self._settle()
+        count = 0 if self._spoilt is None else int(self._spoilt.item())
+        if count:
+            last = self.trainer.state.global_step
+            raise UsageError(
+                f"step {last - count + 1}: the gradients were not finite, and the optimizer's kernel on this device has "
+                "updated with them; no checkpoint holds these weights, so the same command goes on from the last one; with "
+                f"--max_bad_steps {self.limit} such steps are skipped, for one wait of the host in each step"
+            )
+
+    def _settle(self) -> None:
         if self._pending is not None:
             (step, number), self._pending = self._pending, None
             self._count(step, number.get() != 0)
 
     def on_train_begin(self, args, state, control, **_):
-        self._pending, self.in_a_row = None, 0
+        self._pending, self._spoilt, self.in_a_row = None, None, 0
 
     def on_step_end(self, args, state, control, **_):
         if self.trainer.accelerator.scaler is not None:

@@ -416,6 +416,8 @@ class LanguageModelingTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *arguments, **named):
         busy = self.control.should_evaluate or self.control.should_save
         self._logged_before = self._globalstep_last_logged
+        if self.control.should_save:
+            self.bad_steps.settle()
         start = time.perf_counter()
         try:
             super()._maybe_log_save_evaluate(*arguments, **named)
