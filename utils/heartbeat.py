@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,14 +33,18 @@ PLACES = ("between steps", "evaluating", "waiting for a batch", "computing", "up
 class Heartbeat:
     """Beats for one rank and looks at all.
 
-    store: reached by all ranks, with a connection and keys of its own. patience: seconds.
+    store: reached by all ranks, with a connection and keys of its own. patience: seconds. end: receives, in the thread,
+        what is to be said of ranks that do not go on; it is to end the process, whose main thread may wait for them.
     """
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, patience: float):
+    def __init__(
+        self, store: dist.Store, rank: int, world_size: int, patience: float, end: Callable[[str], None] | None = None
+    ):
         self._store = store
         self._rank = rank
         self._ranks = range(world_size)
         self._patience = patience
+        self._end = end or _end_process
         self._progress = (0, 0, 0)  # step, index in PLACES, how often that was told
         self._first_step: int | None = None
         self._closed = threading.Event()
@@ -117,10 +122,11 @@ class Heartbeat:
     def _here(self) -> str:
         return f"rank {self._rank}, {PLACES[self._progress[1]]} after step {self._progress[0]}, ends too"
 
-    def _end(self, message: str) -> None:
-        logger.error(message)
-        logging.shutdown()
-        os._exit(EXIT_CODE)
+
+def _end_process(message: str) -> None:
+    logger.error(message)
+    logging.shutdown()
+    os._exit(EXIT_CODE)
 
 
 def _kill_if_here(rank: int, host: str) -> None:
