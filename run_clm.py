@@ -43,6 +43,8 @@ def main() -> None:
         collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0)
     elif data_args.keep_remainder:
         collate = causal.PaddedCollator(block_size, tokenizer.pad_token_id or 0)
+    whole_logits = data_args.full_head or args.layers_are_patched
+    in_chunks = not whole_logits and causal.predict_in_chunks(network, args.label_smoothing_factor)
     trainer = LanguageModelingTrainer(
         model=network,
         args=args,
@@ -51,6 +53,7 @@ def main() -> None:
         processing_class=tokenizer,
         data_collator=collate,
         token_sums=causal.token_sums,
+        head_gives_sums=in_chunks,
     )
 
     # Train, evaluate, report.

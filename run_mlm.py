@@ -13,6 +13,7 @@ def main() -> None:
     from transformers import AutoModelForMaskedLM
 
     from utils import (
+        chunked_head,
         corpus,
         device,
         document_packing,
@@ -57,6 +58,8 @@ def main() -> None:
     if data_args.packing == "documents":
         document_packing.keep_documents_apart(network)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
+    whole_logits = full_head or args.layers_are_patched
+    in_chunks = not whole_logits and chunked_head.give_sums(network, label_smoothing=args.label_smoothing_factor)
     trainer = LanguageModelingTrainer(
         model=network,
         args=args,
@@ -68,6 +71,7 @@ def main() -> None:
         ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,
+        head_gives_sums=bool(in_chunks),
     )
 
     # Train, evaluate, report.

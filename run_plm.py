@@ -12,7 +12,18 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from utils import corpus, device, log, model, output_folder, packing, stream_packing, tokenization, training
+    from utils import (
+        chunked_head,
+        corpus,
+        device,
+        log,
+        model,
+        output_folder,
+        packing,
+        stream_packing,
+        tokenization,
+        training,
+    )
     from utils.objectives import drawing, permutation, relative_attention, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -49,6 +60,8 @@ def main() -> None:
     relative_attention.follow_half_weights(network)
     if not data_args.full_head:
         relative_attention.predict_only_targets(network)
+    whole_logits = data_args.full_head or args.layers_are_patched
+    in_chunks = not whole_logits and chunked_head.give_sums(network, label_smoothing=args.label_smoothing_factor)
     trainer = LanguageModelingTrainer(
         model=network,
         args=args,
@@ -60,6 +73,7 @@ def main() -> None:
         ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,
+        head_gives_sums=bool(in_chunks),
     )
 
     # Train, evaluate, report.

@@ -225,6 +225,11 @@ class LanguageModelingArguments(TrainingArguments):
         return {**self.__dict__, "hub_token": None}
 
     @property
+    def layers_are_patched(self) -> bool:
+        """Whether apex, FSDP or DeepSpeed reaches into the model's layers: they are to stay as transformers made them."""
+        return self.half_precision_backend == "apex" or bool(self.fsdp or self.deepspeed)
+
+    @property
     def splits(self) -> list[str]:
         """The parts of the text that the run uses: "train" and "validation", or one of them."""
         return ["train"] * self.do_train + ["validation"] * self.do_eval

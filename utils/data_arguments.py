@@ -68,6 +68,10 @@ class DataArguments:
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
     keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line breaks of text files."})
+    full_head: bool = field(
+        default=False,
+        metadata={"help": "Compute the logits of all positions at once, as transformers does: slower, and more memory."},
+    )
 
     def __post_init__(self) -> None:
         files = self.train_file or self.validation_file or self.data_mix
@@ -142,9 +146,6 @@ class SequenceDataArguments(DataArguments):
     pad_to_max_length: bool = field(
         default=False,
         metadata={"help": "With line_by_line: pad all to max_seq_length, not to the longest line of the batch."},
-    )
-    full_head: bool = field(
-        default=False, metadata={"help": "Compute predictions for all positions, not only for those that count."}
     )
 
     def __post_init__(self) -> None:

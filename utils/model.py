@@ -16,6 +16,7 @@ from utils import tokenizer_training
 from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.errors import UsageError, one_line
 from utils.hub import CANONICAL_MODELS, explain
+from utils.native_activations import use_native_activations
 from utils.packing import position_count
 from utils.streaming import Stream
 
@@ -141,7 +142,16 @@ def check_objective(config: PreTrainedConfig, script: str) -> None:
 
 
 def load_model(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model with its saved weights, or with new ones drawn from torch's generator: seed it before."""
+    """The model with its saved weights, or with new ones drawn from torch's generator: seed it before.
+
+    Its activations are torch's own kernels, as native_activations tells.
+    """
+    made = _make(auto_class, model, config)
+    use_native_activations(made)
+    return made
+
+
+def _make(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
     if model.model_name_or_path:
         dtype = model.dtype if model.dtype in ("auto", None) else getattr(torch, model.dtype)
         try:

@@ -51,6 +51,7 @@ class LanguageModelingTrainer(Trainer):
         None: the model computes its loss.
     token_sums: (logits, labels) -> float32 of shape (batch, 3), each sample's correct predictions, targets and negative
         log-likelihood: the objective's evaluation.
+    head_gives_sums: the model gives both itself, in place of logits: see chunked_head.give_sums.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class LanguageModelingTrainer(Trainer):
         *arguments,
         loss_sum: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None,
         token_sums: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        head_gives_sums: bool = False,
         **named,
     ):
+        self.head_gives_sums = head_gives_sums
         self.loss_sum = loss_sum
         self.token_sums = token_sums
         self.running_sums: RunningSums | None = None
@@ -71,7 +74,7 @@ class LanguageModelingTrainer(Trainer):
         super().__init__(*arguments, **named)
         # transformers would read each loss on the host, to put a mean in the place of one that is not finite.
         self.args.logging_nan_inf_filter = False
-        if loss_sum is not None:
+        if loss_sum is not None or head_gives_sums:
             self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
         self.add_callback(SkippedSteps())
         self.bad_steps = BadSteps(self)
@@ -334,12 +337,17 @@ class LanguageModelingTrainer(Trainer):
 
     # ---- loss ----
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.loss_sum is None:
+        if self.loss_sum is None and not self.head_gives_sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
-        outputs = model(**inputs)
+        if self.head_gives_sums:
+            outputs = model(**inputs, targets=labels)
+            loss_sum = outputs["logits"]
+        else:
+            outputs = model(**inputs)
+            loss_sum = self.loss_sum(outputs["logits"], labels, self.args.label_smoothing_factor)
         targets = num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum()
-        loss = self.loss_sum(outputs["logits"], labels, self.args.label_smoothing_factor) / targets.clamp(min=1)
+        loss = loss_sum / targets.clamp(min=1)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, targets are all of them
         return (loss, outputs) if return_outputs else loss
@@ -373,9 +381,12 @@ class LanguageModelingTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            logits = model(**inputs)["logits"]  # by name: apex's O2 makes a plain dict of the outputs
+            if self.head_gives_sums:
+                inputs["targets"] = labels
+            sums = model(**inputs)["logits"]  # by name: apex's O2 makes a plain dict of the outputs
+            if not self.head_gives_sums:
+                sums = self.token_sums(sums, labels)
             # By sample, so that the gathering can drop those that fill up the last batch of some ranks.
-            sums = self.token_sums(logits, labels)
             if not self.evaluates_stream:  # of that, ranks may have unequal numbers of batches: they gather at the end
                 sums = self.gather_function(sums)
         self.running_sums.add(sums.sum(dim=0))

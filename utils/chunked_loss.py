@@ -1,0 +1,140 @@
+"""A linear layer and cross-entropy in one: logits are made a chunk of rows at a time and are never whole in memory.
+
+Chunks are few and of one size, every operator is a plain one of torch's, and nothing waits for the device, so that an NPU
+runs it as it is. torch's own `linear_cross_entropy` (2.13) does likewise in chunks, but has no label smoothing there, cannot
+be compiled, and was slower on a CPU. This module knows torch only.
+"""
+
+import torch
+from torch.nn import functional
+
+IGNORED = -100
+# The float32 logits of one chunk, in bytes. On a CPU chunks are small enough that the allocator keeps their memory; on a
+# device they are large, so that adding up the weight's gradient, once a chunk, costs little beside the products.
+CHUNK_BYTES = {"cpu": 24 * 2**20}
+CHUNK_BYTES_ON_A_DEVICE = 512 * 2**20
+
+
+def loss_sum(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Cross-entropy (nats) of `hidden @ weight.T + bias`, summed over all labels that are not -100: a float32 scalar.
+
+    hidden: (..., width). weight: (vocabulary, width). bias: (vocabulary,). labels: int64 of hidden's shape without its last
+    dimension. label_smoothing: as in torch's cross_entropy. chunk: rows of one chunk.
+
+    Gradients are exact and first-order only. They are made in the forward pass, where a chunk's logits are at hand: that
+    takes no product more than whole logits do. Products are of autocast's type where it is on, else of the weight's;
+    the softmax and the sum of the weight's gradient over chunks are in float32 (float64 for float64).
+    """
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    chunk = chunk or chunk_rows(len(rows), len(weight), rows.device.type)
+    return _LossSum.apply(
+        rows, weight, bias, labels.reshape(-1), label_smoothing, chunk, _product_type(weight), torch.is_grad_enabled()
+    )
+
+
+@torch.no_grad()
+def token_sums(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Correct predictions, targets and negative log-likelihood (nats) of each sample: float32 of shape (batch, 3).
+
+    Arguments as in loss_sum; hidden (batch, rows, width), labels (batch, rows). Positions labelled -100 count nowhere.
+    """
+    rows, flat = hidden.flatten(0, 1), labels.flatten()
+    chunk = chunk or chunk_rows(len(rows), len(weight), rows.device.type)
+    dtype = _product_type(weight)
+    correct, losses = [], []
+    with torch.autocast(rows.device.type, enabled=False):
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        for some, targets in zip(rows.split(chunk), flat.split(chunk), strict=True):
+            logits = functional.linear(some.to(dtype), weight, bias)
+            correct.append(logits.argmax(dim=-1) == targets)
+            losses.append(
+                functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+            )
+            del logits  # before the next chunk's come
+    is_target = labels != IGNORED
+    correct = torch.cat(correct).view_as(labels) & is_target
+    losses = torch.cat(losses).view_as(labels)
+    return torch.stack([correct.sum(1).float(), is_target.sum(1).float(), losses.sum(1)], dim=1)
+
+
+def chunk_rows(rows: int, vocabulary: int, device_type: str) -> int:
+    """The rows of one chunk: chunks are as few as memory allows, and of equal size but for the last."""
+    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES_ON_A_DEVICE) // (4 * vocabulary))
+    most = most // 16 * 16 or most  # what matrix units like
+    chunks = max(1, -(-rows // most))
+    return max(1, min(most, -(-(-(-rows // chunks)) // 16) * 16))
+
+
+def _product_type(weight: torch.Tensor) -> torch.dtype:
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+class _LossSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, labels, smoothing, chunk, dtype, with_gradients):
+        to_hidden, to_weight, to_bias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        d_hidden = torch.empty_like(hidden, dtype=dtype) if to_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=exact) if to_weight else None
+        d_bias = torch.zeros_like(bias, dtype=exact) if to_bias else None
+        losses = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+            for start in range(0, len(hidden), chunk):
+                rows, targets = hidden[start : start + chunk].to(dtype), labels[start : start + chunk]
+                is_target = (targets != IGNORED).to(exact)
+                column = targets.clamp(min=0).unsqueeze(1)
+                log_p = functional.log_softmax(functional.linear(rows, matrix, offset), dim=-1, dtype=exact)
+                of_targets = log_p.gather(1, column)
+                loss = -of_targets.squeeze(1)
+                if smoothing:
+                    loss = (1 - smoothing) * loss - smoothing * log_p.mean(dim=1)
+                losses.append(loss * is_target)
+                if not with_gradients:
+                    del log_p  # before the next chunk's come
+                    continue
+                # d loss / d logits = p - target distribution, in the memory of log p. Rows that are no targets are
+                # zeroed in what is multiplied with it, which is smaller.
+                gradient = log_p.exp_()
+                gradient.scatter_(1, column, of_targets.exp() - (1 - smoothing))
+                if smoothing:
+                    gradient.sub_(smoothing / len(weight))
+                if to_bias:
+                    d_bias.add_((is_target.unsqueeze(0) @ gradient).squeeze(0))
+                gradient = gradient.to(dtype)
+                if to_hidden:
+                    d_hidden[start : start + chunk] = (gradient @ matrix).mul_(is_target.to(dtype).unsqueeze(1))
+                if to_weight:
+                    targets_only = rows * is_target.to(dtype).unsqueeze(1)
+                    if dtype == exact:
+                        d_weight.addmm_(gradient.t(), targets_only)
+                    else:
+                        d_weight.add_(gradient.t() @ targets_only)
+                del log_p, gradient
+        ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return torch.cat(losses).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        # In place: a second backward through the same loss is an error of torch's, as for any freed graph.
+        scaled = (
+            None if saved is None else saved.mul_(grad_output).to(dtype)
+            for saved, dtype in zip(ctx.saved_tensors, ctx.types, strict=True)
+        )
+        return *scaled, None, None, None, None, None
