@@ -413,3 +413,73 @@ def test_the_optimizer_phase_does_not_grow_with_the_model(tmp_path, level):
     assert shallow.tensors == deep.tensors < 80
     assert shallow.calls == deep.calls
     assert steady(2, False).tensors > 80  # the flag does something
+
+
+# ---- out of memory ----
+class OutOfMemory:
+    """A trainer's model asks for more memory than any machine has, in a batch of more than `most` samples."""
+
+    def __init__(self, most: int, where: str):
+        self.most = most
+        self.where = where
+        self.failed = 0
+
+    def attach(self, trainer: LanguageModelingTrainer) -> None:
+        middle = trainer.model.transformer.h[0].mlp
+        self.batch = 0
+
+        def note(_, arguments, output):
+            self.batch = len(arguments[0])
+            if self.where == "forward":
+                self.allocate()
+
+        middle.register_forward_hook(note)
+        if self.where == "backward":  # when the gradients of the last layer are in their buffers
+            middle.c_fc.weight.register_hook(lambda gradient: self.allocate())
+        if self.where == "optimizer":
+            trainer.create_optimizer()
+            optimizer = trainer.combined or trainer.optimizer
+            step = optimizer.step
+
+            def failing(*arguments, **named):
+                self.allocate()
+                return step(*arguments, **named)
+
+            optimizer.step = failing
+
+    def allocate(self) -> None:
+        if self.batch > self.most:
+            self.failed += 1
+            torch.empty(2**60)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "optimizer"])
+@pytest.mark.parametrize("level", ["O0", "O2"])
+@pytest.mark.parametrize("combine", [True, False])
+def test_a_smaller_batch_is_found_and_trains_as_if_it_had_been_asked_for(tmp_path, where, level, combine):
+    options = {"use_combine_grad": combine, "learning_rate": 1e-3, **LEVELS[level]}
+    found = trainer_for(tmp_path / "found", auto_find_batch_size=True, per_device_train_batch_size=5, **options)
+    limit = OutOfMemory(3, where)
+    limit.attach(found)
+    found.train()
+    assert limit.failed == 2  # at 5 and at 4
+    asked = trainer_for(tmp_path / "asked", per_device_train_batch_size=3, **options)
+    asked.train()
+    assert logged(found, "loss") == logged(asked, "loss")
+    assert torch.equal(weights(found.model), weights(asked.model))
+    if combine or level == "O2":
+        assert found.combined.holds_weights()
+
+
+@pytest.mark.parametrize("level", ["O0", "O2"])
+def test_checkpointed_activations_change_nothing(tmp_path, level):
+    """With dropout, whose masks are drawn again, and combined gradients."""
+    found = []
+    for checkpointing in (False, True):
+        options = {"use_combine_grad": True, "gradient_checkpointing": checkpointing, **LEVELS[level]}
+        trainer = trainer_for(tmp_path / str(checkpointing), tiny.gpt2(dropout=0.1), learning_rate=1e-3, **options)
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing == checkpointing
+        found.append(trainer)
+    assert logged(found[0], "loss") == logged(found[1], "loss")
+    assert torch.equal(weights(found[0].model), weights(found[1].model))

@@ -157,6 +157,10 @@ class LossScaler(torch.amp.GradScaler):
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         super().update(self.fixed_scale if new_scale is None else new_scale)
 
+    def forget_step(self) -> None:
+        """Makes ready for a new step where one was broken off between unscaling and `update()`."""
+        self._per_optimizer_states.clear()
+
     def state_dict(self) -> dict:
         return {**super().state_dict(), "skipped_steps": self.skipped_steps}
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 IGNORED = -100
 # The float32 logits of one chunk, in bytes. On a CPU chunks are small enough that the allocator keeps their memory; on a
 # device they are large, so that adding up the weight's gradient, once a chunk, costs little beside the products.
-CHUNK_BYTES = {"cpu": 24 * 2**20}
+CHUNK_BYTES = {"cpu": 128 * 2**20}
 CHUNK_BYTES_ON_A_DEVICE = 512 * 2**20
 
 

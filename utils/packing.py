@@ -106,6 +106,10 @@ class Blocks(torch.utils.data.Dataset):
         is_last = self.remainder is not None and index == len(self.ids)
         return {"input_ids": (self.remainder if is_last else self.ids[index]).astype(np.int64)}
 
+    def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
+        """The items of a batch, read from the file at once: torch's DataLoader asks for this where it is there."""
+        return [{"input_ids": block} for block in self.ids[indices].astype(np.int64)]
+
 
 class Lines(torch.utils.data.Dataset):
     """Documents of their own length each. Item i is {"input_ids": an int64 array of its ids}.

@@ -238,6 +238,11 @@ class LanguageModelingTrainer(Trainer):
         assert self.combined is None or self.combined.holds_weights(), (
             "the model's weights have left their flat buffer"
         )
+        # What an attempt has left that ran out of memory in the middle of a step (--auto_find_batch_size).
+        if self.combined is not None:
+            self.combined.zero_grad()
+        if isinstance(self.accelerator.scaler, LossScaler):
+            self.accelerator.scaler.forget_step()
         if self.apex is not None:
             self.apex.route_zero_grad(prepared[0])
         while self._skipped_steps > 0:
