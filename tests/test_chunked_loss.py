@@ -141,7 +141,9 @@ def test_the_evaluation_is_that_of_whole_logits(chunk, bias):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize(("rows", "vocabulary", "device"), [(1024, 50257, "cpu"), (8192, 50257, "npu"), (7, 96, "cpu")])
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "device"), [(1024, 50257, "cpu"), (8192, 50257, "npu"), (7, 96, "cpu")]
+)
 def test_chunks_are_within_memory_and_as_few_as_it_allows(rows, vocabulary, device):
     chunk = chunked_loss.chunk_rows(rows, vocabulary, device)
     memory = chunked_loss.CHUNK_BYTES.get(device, chunked_loss.CHUNK_BYTES_ON_A_DEVICE)

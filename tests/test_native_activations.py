@@ -20,7 +20,9 @@ def test_function_and_derivative_are_the_same(name):
     assert use_native_activations(native) == 1
     x = torch.linspace(-8, 8, 4001, requires_grad=True)
     for function in (lambda net: net(x), lambda net: torch.autograd.grad(net(x).sum(), x)[0]):
-        torch.testing.assert_close(function(native), function(model), rtol=0, atol=2e-6)  # beyond x = -5 transformers' own form loses digits
+        torch.testing.assert_close(
+            function(native), function(model), rtol=0, atol=2e-6
+        )  # beyond x = -5 transformers' own form loses digits
     exact = x.detach().double()
     assert (native(exact) - model(exact)).abs().max() < 1e-9
 
@@ -52,7 +54,9 @@ def test_a_models_loss_and_gradients_are_the_same_and_so_is_its_config(make, rep
     [ids] = tiny.batches(1)
     losses = [tiny.backward(model, ids) for model in (native, stock)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    pairs = [(p.grad, q.grad) for p, q in zip(native.parameters(), stock.parameters(), strict=True) if q.grad is not None]
+    pairs = [
+        (p.grad, q.grad) for p, q in zip(native.parameters(), stock.parameters(), strict=True) if q.grad is not None
+    ]
     largest = max(gradient.abs().max().item() for _, gradient in pairs)
     for mine, theirs in pairs:
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6 * largest)

@@ -60,9 +60,7 @@ def token_sums(
         for some, targets in zip(rows.split(chunk), flat.split(chunk), strict=True):
             logits = functional.linear(some.to(dtype), weight, bias)
             correct.append(logits.argmax(dim=-1) == targets)
-            losses.append(
-                functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
-            )
+            losses.append(functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none"))
             del logits  # before the next chunk's come
     is_target = labels != IGNORED
     correct = torch.cat(correct).view_as(labels) & is_target

@@ -70,7 +70,9 @@ class DataArguments:
     keep_linebreaks: bool = field(default=True, metadata={"help": "Keep the line breaks of text files."})
     full_head: bool = field(
         default=False,
-        metadata={"help": "Compute the logits of all positions at once, as transformers does: slower, and more memory."},
+        metadata={
+            "help": "Compute the logits of all positions at once, as transformers does: slower, and more memory."
+        },
     )
 
     def __post_init__(self) -> None:
