@@ -5,12 +5,14 @@ runs it as it is. torch's own `linear_cross_entropy` (2.13) does likewise in chu
 be compiled, and was slower on a CPU. This module knows torch only.
 """
 
+import math
+
 import torch
 from torch.nn import functional
 
 IGNORED = -100
-# The float32 logits of one chunk, in bytes. On a CPU chunks are small enough that the allocator keeps their memory; on a
-# device they are large, so that adding up the weight's gradient, once a chunk, costs little beside the products.
+# The float32 logits of one chunk, in bytes. The weight's gradient is added up once a chunk, which costs little beside the
+# products if chunks are large: with 64 rows of GPT-2's 50,257 outputs a CPU took half as long again as with 512.
 CHUNK_BYTES = {"cpu": 128 * 2**20}
 CHUNK_BYTES_ON_A_DEVICE = 512 * 2**20
 
@@ -72,8 +74,8 @@ def chunk_rows(rows: int, vocabulary: int, device_type: str) -> int:
     """The rows of one chunk: chunks are as few as memory allows, and of equal size but for the last."""
     most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES_ON_A_DEVICE) // (4 * vocabulary))
     most = most // 16 * 16 or most  # what matrix units like
-    chunks = max(1, -(-rows // most))
-    return max(1, min(most, -(-(-(-rows // chunks)) // 16) * 16))
+    chunks = max(1, math.ceil(rows / most))
+    return max(1, min(most, math.ceil(rows / chunks / 16) * 16))
 
 
 def _product_type(weight: torch.Tensor) -> torch.dtype:
