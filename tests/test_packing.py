@@ -105,6 +105,9 @@ def test_a_remainder_that_is_kept_is_the_last_block(flag, rest):
     kept = rest > 1 or flag == "--max_seq_length"  # a causal model learns nothing from a lone token
     assert np.concatenate(rows(blocks[i] for i in range(len(blocks)))).tolist() == list(range(48 + rest * kept))
     assert len(blocks) == 3 + kept and remainder(tokens, 16, flag) == rest * kept
+    order = list(range(len(blocks)))[::-1]
+    for one, together in zip([blocks[i] for i in order], blocks.__getitems__(order), strict=True):
+        assert np.array_equal(one["input_ids"], together["input_ids"])
     assert [len(pack(tokens, 16, "train", limit, flag, True)) for limit in (3, 4)] == [3, 3 + kept]
     assert len(pack(tokenized([[1, 2, 3]]), 16, "train", None, flag, keep_remainder=True)) == 1
 

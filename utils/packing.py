@@ -108,6 +108,8 @@ class Blocks(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
         """The items of a batch, read from the file at once: torch's DataLoader asks for this where it is there."""
+        if self.remainder is not None and len(self.ids) in indices:
+            return [self[index] for index in indices]
         return [{"input_ids": block} for block in self.ids[indices].astype(np.int64)]
 
 
