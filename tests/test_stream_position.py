@@ -1,20 +1,20 @@
 """utils/stream_position.py: batches after a checkpoint are those that would have followed; and the scripts keep to that."""
 
 import itertools
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from commands import TINY_GPT2, log_history, losses, results, run_distributed, run_script
 from safetensors.torch import load_file
-from stream_text import Numbered, load, write
+from stream_text import LONGEST, Numbered, load, write
 
 from utils import stream_position
 from utils.errors import UsageError
 from utils.objectives import causal
 from utils.stream_packing import EvaluatedSamples, StreamedSamples
 from utils.stream_windows import Cutter
+from utils.streaming import Reader
 
 
 def flags(workers: int = 0, rank: int = 0, ranks: int = 1) -> SimpleNamespace:
@@ -59,17 +59,29 @@ def test_batches_after_a_checkpoint_are_those_that_would_have_followed(workers, 
     assert torch.equal(torch.get_rng_state(), random_state)  # dropout goes on as if nothing was loaded
 
 
+def kept(samples: list[dict]) -> dict:
+    """A batch that keeps its samples as they are."""
+    return {"input_ids": torch.zeros(len(samples)), "samples": samples}
+
+
 def test_workers_and_ranks_share_an_epoch(tmp_path):
+    """Each document is in the first epoch of one of four readers, once."""
     text = load(write(tmp_path, 2000, 2000, 1000), validation_file=write(tmp_path, 5, first=9000))["train"]
-    found = []
+    epochs = [
+        itertools.takewhile(lambda step: step[0] is not None, Reader(text, i, 4, 1, True).read()) for i in range(4)
+    ]
+    sizes = [sum(len(documents) for documents, _ in epoch) for epoch in epochs]
+    found: list[int] = []
     for rank in range(2):
         batches = loader(text, flags(2, rank, 2), kind="lines", buffer_size=100)
-        batches.collate_fn = list
-        samples = (sample for batch in batches for sample in batch)
-        first = list(itertools.takewhile(lambda sample: sample["number"][1] < 1000, samples))
-        found += [sample["input_ids"].tolist() for sample in first]
-    assert len(found) > 3000
-    assert max(Counter(map(tuple, found)).values()) == 1
+        batches.collate_fn = kept
+        read = {2 * rank: [], 2 * rank + 1: []}
+        for batch in itertools.islice(batches, 900):
+            for sample in batch["samples"]:
+                read[sample["number"][0]].append(int(sample["input_ids"][0]) // LONGEST)
+        for reader, documents in read.items():
+            found += documents[: sizes[reader]]
+    assert sorted(found) == list(range(5000))
 
 
 def test_evaluation_has_one_worker_at_most(tmp_path):
