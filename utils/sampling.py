@@ -37,7 +37,9 @@ class EpochBegins(TrainerCallback):
         epoch = int((state.epoch or 0) + 1e-6)
         sampler = train_dataloader
         while sampler is not None:  # batch samplers within each other, then the sampler
-            last, sampler = sampler, getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
+            inner = (getattr(sampler, name, None) for name in ("batch_sampler", "sampler"))
+            # Not by truth: that asks for a length, which the sampler of a stream does not have.
+            last, sampler = sampler, next((part for part in inner if part is not None), None)
         for part in (last, getattr(train_dataloader, "dataset", None)):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
