@@ -126,3 +126,26 @@ def test_samples_and_sampler_are_told_through_every_wrapping(kind, processes, sk
     assert samples.epoch == 1
     if kind == "grouped":
         assert sampler.epoch == 1
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Knows no epochs."""
+
+    def __init__(self, told: list[int]):
+        self.told = told
+
+    def __iter__(self):
+        yield from range(10)
+
+
+class StreamOfEpochs(Stream):
+    def set_epoch(self, epoch: int) -> None:
+        self.told.append(epoch)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("kind", [Stream, StreamOfEpochs])
+def test_a_stream_is_told_if_it_wants_to_know(kind, batch_size):
+    loader = DataLoader(kind([]), batch_size=batch_size)
+    EpochBegins().on_epoch_begin(None, TrainerState(epoch=2.0), None, train_dataloader=loader)
+    assert loader.dataset.told == [2] * (kind is StreamOfEpochs)
