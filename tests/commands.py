@@ -40,11 +40,11 @@ def run_script(
 
 
 def run_distributed(
-    script: str, *arguments: str | Path, processes: int = 2, expect: int = 0, **environment: str
+    script: str, *arguments: str | Path, processes: int = 2, expect: int = 0, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs the script under torchrun with that many processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = run([*launcher, script, *map(str, arguments)], **environment)
+    done = run([*launcher, script, *map(str, arguments)], timeout, **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 

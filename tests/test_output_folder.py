@@ -7,16 +7,26 @@ from types import SimpleNamespace
 
 import pytest
 
+from utils import checkpoint as commits
 from utils import output_folder
 from utils.errors import UsageError
-from utils.output_folder import Claim, begin, claim, claim_for_all, finish, newest_checkpoint, remove_own_files
+from utils.output_folder import Claim, begin, claim, claim_for_all, finish, remove_own_files, run_id
 
 SCRIPT = "run_clm.py"
 ARGUMENTS = {"max_steps": 4, "train_file": ["a.txt"], "seed": 1, "logging_steps": 5, "output_dir": "out"}
 
 
-def checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}') -> Path:
-    """A checkpoint; with no state it is half-written."""
+def checkpoint(folder: Path, step: int, processes: int = 1) -> Path:
+    """A checkpoint that the folder's run has committed."""
+    staged = commits.staged_folder(folder, step)
+    staged.mkdir(parents=True)
+    (staged / "model.safetensors").write_text("weights")
+    (staged / "trainer_state.json").write_text('{"global_step": 1}')
+    return commits.commit(staged, run_id(folder), step, processes)
+
+
+def bare_checkpoint(folder: Path, step: int, state: str | None = '{"global_step": 1}') -> Path:
+    """A checkpoint as transformers writes it; with no state it is half-written."""
     made = folder / f"checkpoint-{step}"
     made.mkdir(parents=True)
     (made / "model.safetensors").write_text("weights")
@@ -32,8 +42,15 @@ def folder(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-def ask(folder: Path, script: str = SCRIPT, overwrite: bool = False, resume: Path | None = None, **changes) -> Claim:
-    return claim(str(folder), script, ARGUMENTS | changes, overwrite, resume and str(resume))
+def ask(
+    folder: Path,
+    script: str = SCRIPT,
+    overwrite: bool = False,
+    resume: Path | str | None = None,
+    processes: int = 1,
+    **changes,
+) -> Claim:
+    return claim(str(folder), script, ARGUMENTS | changes, overwrite, resume and str(resume), processes)
 
 
 def refusal(*arguments, **changes) -> str:
@@ -67,25 +84,58 @@ def test_another_programs_run_is_refused(name, tmp_path):
 
 def test_an_unfinished_run_without_a_checkpoint_starts_again(folder):
     found = ask(folder)
-    assert (found.verdict, found.checkpoint) == ("start", None) and "no checkpoint" in found.note
+    assert (found.verdict, found.checkpoint) == ("start", None) and "no whole checkpoint" in found.note
+
+
+def test_an_unfinished_run_goes_on_from_its_newest_whole_checkpoint(folder):
+    for step in (2, 9, 10):
+        checkpoint(folder, step)
+    damaged = checkpoint(folder, 11)
+    (damaged / "model.safetensors").write_text("WEIGHTS")
+    bare_checkpoint(folder, 13)
+    (folder / "checkpoint-best").mkdir()
+    (folder / "checkpoint-12").write_text("a file")
+    for resume in (None, "auto"):
+        found = ask(folder, resume=resume)
+        assert (found.verdict, found.checkpoint) == ("resume", str(folder / "checkpoint-10"))
+        assert "checkpoint-10" in found.note
+
+
+def test_the_newest_is_the_one_committed_last_not_the_one_with_most_steps(folder):
+    for step in (10, 20, 15):
+        checkpoint(folder, step)
+    assert ask(folder).checkpoint == str(folder / "checkpoint-15")
 
 
 @pytest.mark.parametrize("half", [None, "", '{"global_step": 2'])
-def test_an_unfinished_run_goes_on_from_its_newest_whole_checkpoint(half, folder):
-    for step in (2, 10, 9):
-        checkpoint(folder, step)
-    checkpoint(folder, 11, state=half)
-    (folder / "checkpoint-best").mkdir()
-    (folder / "checkpoint-12").write_text("a file")
-    found = ask(folder)
-    assert (found.verdict, found.checkpoint) == ("resume", str(folder / "checkpoint-10"))
-    assert "checkpoint-10" in found.note
-
-
-def test_half_a_checkpoint_is_none(folder):
-    checkpoint(folder, 4, state=None)
-    assert newest_checkpoint(folder) is None
+def test_half_a_checkpoint_is_none(half, folder, caplog):
+    bare_checkpoint(folder, 4, state=half)
     assert ask(folder).verdict == "start"
+    assert "checkpoint-4: manifest.json is missing" in caplog.text
+
+
+def test_what_a_killed_save_left_goes_at_the_next_start(folder):
+    own = checkpoint(folder, 2)
+    (folder / "_incomplete" / "checkpoint-4").mkdir(parents=True)
+    (folder / "_incomplete" / "checkpoint-4" / "model.safetensors").write_text("wei")
+    assert ask(folder).checkpoint == str(own)
+    begin(str(folder), SCRIPT, ARGUMENTS, overwrite=False)
+    assert not (folder / "_incomplete").exists() and own.exists()
+
+
+@pytest.mark.parametrize("resume", [None, "auto", "named"])
+def test_another_number_of_processes_is_refused(resume, folder):
+    own = checkpoint(folder, 2, processes=2)
+    message = refusal(folder, resume=own if resume == "named" else resume)
+    assert "was written by 2 processes, this run has 1" in message and "--nproc_per_node" in message
+    assert ask(folder, processes=2).checkpoint == str(own)
+
+
+def test_auto_with_nothing_to_resume_from_says_so(folder, tmp_path):
+    for empty in (folder, tmp_path / "new"):
+        found = ask(empty, resume="auto")
+        assert found.verdict == "start" and "starting anew" in found.note
+    assert "leave one of the two flags out" in refusal(folder, resume="auto", overwrite=True)
 
 
 def test_a_finished_run_has_nothing_to_do(folder):
@@ -162,8 +212,23 @@ def test_an_explicit_checkpoint_is_taken_whatever_the_folder_holds(changes, fold
 
 
 def test_an_explicit_checkpoint_that_is_none(folder, tmp_path):
-    for resume in (tmp_path / "no", checkpoint(folder, 3, state=None), folder / "run.json", Path("True")):
+    for resume in (tmp_path / "no", bare_checkpoint(folder, 3, state=None), folder / "run.json", Path("True")):
         assert refusal(folder, resume=resume).startswith(f"--resume_from_checkpoint {resume}: is no checkpoint")
+
+
+def test_an_explicit_checkpoint_that_is_damaged_is_refused(folder):
+    checkpoint(folder, 2)
+    damaged = checkpoint(folder, 4)
+    (damaged / "model.safetensors").write_text("weight")
+    message = refusal(folder, resume=damaged)
+    assert message.startswith(f"--resume_from_checkpoint {damaged}: model.safetensors has 6 bytes, 7 were written")
+    (damaged / "model.safetensors").unlink()
+    assert "model.safetensors cannot be read" in refusal(folder, resume=damaged)
+
+
+def test_an_explicit_checkpoint_without_a_manifest_is_taken(folder):
+    bare = bare_checkpoint(folder, 7)
+    assert ask(folder, resume=bare) == Claim("resume", str(bare))
 
 
 def test_an_explicit_checkpoint_that_would_be_removed(folder):
@@ -262,7 +327,7 @@ def test_a_run_that_goes_on_removes_nothing(folder):
 
 def test_another_programs_checkpoints_are_neither_resumed_nor_removed(tmp_path):
     fill(tmp_path, FOREIGN)
-    checkpoint(tmp_path, 500)
+    bare_checkpoint(tmp_path, 500)
     for _ in range(2):
         begin(str(tmp_path), SCRIPT, ARGUMENTS, overwrite=True)
         assert (tmp_path / "checkpoint-500" / "model.safetensors").exists()

@@ -180,6 +180,19 @@ class LanguageModelingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew in a used output folder; removes only what a run of ours wrote."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "The folder of a checkpoint to go on from. auto: the newest whole one in the output folder, which a run "
+            "that is started again finds by itself as well."
+        },
+    )
+    async_save: bool = field(
+        default=False,
+        metadata={
+            "help": "Write checkpoints in the background, from a copy in host memory of weights, masters and moments."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.precision: Precision  # set below; no field, so that it is no flag

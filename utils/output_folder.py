@@ -1,16 +1,19 @@
 """The output folder: may this run use it, does it go on with an earlier one, and what may be removed from it.
 
-A run keeps `run.json` in its folder: the script, its arguments and whether it came to its end.
+A run keeps `run.json` in its folder: its id, the script, its arguments and whether it came to its end. The id is in the
+manifest of each of its checkpoints, too.
 """
 
 import json
 import logging
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import checkpoint
 from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -19,7 +22,8 @@ RUN_FILE = "run.json"
 # Arguments that change what is told about a run, not what it computes.
 REPORTING_ARGUMENTS = re.compile(
     r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
-    r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time|max_bad_steps|on_loss_spike"
+    r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time|max_bad_steps|on_loss_spike|"
+    r"save_total_limit|async_save"
 )
 # What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
 # Anything else belongs to somebody else.
@@ -28,11 +32,11 @@ MODEL_FILES = re.compile(
     r"trainer_state\.json|training_args\.bin|(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"spiece\.model|sentencepiece\.bpe\.model|chat_template\.jinja|"
-    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|"
+    r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|manifest\.json|progress_\d+\.json|"
     r"data_state_\d+\.json"
 )
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+AUTO = "auto"  # --resume_from_checkpoint auto
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,33 @@ class Claim:
     note: str | None = None
 
 
-def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume: str | None) -> Claim:
+def claim(
+    output_dir: str, script: str, arguments: dict, overwrite: bool, resume: str | None, processes: int = 1
+) -> Claim:
     """Decides how a run may use its output folder. Reads only: several processes may ask at once.
 
     output_dir: the folder, which need not exist.
     arguments: {flag: value} of the whole command line, JSON types only.
-    resume: an explicit --resume_from_checkpoint, which the user answers for: the arguments may then differ.
+    resume: --resume_from_checkpoint. A folder is what the user answers for: the arguments may then differ. "auto" is what
+        happens without the flag, too: the newest whole checkpoint of the same run.
+    processes: how many take part, which must be as many as wrote the checkpoint.
 
     Raises UsageError if the folder holds another run, naming the first flag that differs, if it cannot be written to,
-    and if `resume` is no checkpoint or one that `overwrite` removes.
+    and if `resume` is no checkpoint, a damaged one, or one that `overwrite` removes.
     """
     folder = Path(output_dir)
     _check_writable(folder)
-    if resume is not None:
+    if resume == AUTO and overwrite:
+        raise UsageError(
+            "--resume_from_checkpoint auto: --overwrite_output_dir removes the checkpoints; leave one of the two flags out"
+        )
+    if resume not in (None, AUTO):
         _check_resume(folder, resume, overwrite)
+        checkpoint.check_named(resume, processes)
         return Claim("resume", resume)
+    nothing = f"{output_dir}: there is no checkpoint to resume from; starting anew" if resume == AUTO else None
     if not folder.is_dir() or overwrite:
-        return Claim("start")
+        return Claim("start", note=nothing)
     if not (folder / RUN_FILE).exists():
         strangers = sorted(e.name for e in folder.iterdir() if e.name in ("trainer_state.json", "model.safetensors"))
         strangers += sorted(e.name for e in folder.glob("checkpoint-*"))
@@ -69,7 +83,7 @@ def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume
                 f"--output_dir {output_dir}: holds {strangers[0]} of a run that is not ours to continue; name another "
                 "folder, or add --overwrite_output_dir to write over it"
             )
-        return Claim("start")
+        return Claim("start", note=nothing)
     record = _read_record(folder)
     if record["script"] != script:
         raise UsageError(
@@ -88,12 +102,13 @@ def claim(output_dir: str, script: str, arguments: dict, overwrite: bool, resume
             "finished",
             note=f"{output_dir}: this run is finished already, nothing to do; --overwrite_output_dir starts it anew",
         )
-    checkpoint = newest_checkpoint(folder, record["foreign"])
-    if checkpoint is None:
-        return Claim("start", note=f"{output_dir}: an earlier start of this run left no checkpoint; starting again")
-    return Claim(
-        "resume", str(checkpoint), note=f"{output_dir}: this run is unfinished; resuming from {checkpoint.name}"
-    )
+    newest = checkpoint.newest(folder, record["run"])
+    if newest is None:
+        return Claim(
+            "start", note=f"{output_dir}: an earlier start of this run left no whole checkpoint; starting anew"
+        )
+    checkpoint.check_processes(newest, processes)
+    return Claim("resume", str(newest), note=f"{output_dir}: this run is unfinished; resuming from {newest.name}")
 
 
 def claim_for_all(args, script: str, arguments: dict) -> Claim:
@@ -106,7 +121,15 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
         _go_on_after_restart(args)
     if args.process_index == 0:
         try:
-            verdict = claim(args.output_dir, script, arguments, args.overwrite_output_dir, args.resume_from_checkpoint)
+            checkpoint.recover(args.output_dir)
+            verdict = claim(
+                args.output_dir,
+                script,
+                arguments,
+                args.overwrite_output_dir,
+                args.resume_from_checkpoint,
+                args.world_size,
+            )
         except UsageError as error:
             verdict = error
     if args.world_size > 1:
@@ -125,24 +148,28 @@ def _go_on_after_restart(args) -> None:
     folder = Path(args.output_dir)
     if (folder / RUN_FILE).exists():
         args.overwrite_output_dir = False
-        if newest_checkpoint(folder, _foreign(folder)) is not None:
+        if checkpoint.newest(folder, run_id(folder)) is not None:
             args.resume_from_checkpoint = None
 
 
 def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> None:
-    """Clears what an earlier run of ours wrote, if `overwrite`, and records the new run. For one process to call.
+    """Clears what an earlier run of ours wrote, if `overwrite`, and records the new run; a run that goes on keeps its id.
+    What a killed save left is removed. For one process to call.
 
     To be called when text and flags are known to be good: a run that failed on a typo has not used its folder.
     """
     folder = Path(output_dir)
+    run = None if overwrite else run_id(folder)
     if (folder / RUN_FILE).exists():
         foreign = _foreign(folder)
         if overwrite:
             remove_own_files(folder, foreign)
+        checkpoint.discard_leftovers(folder)
     else:
-        # To be written over, as --overwrite_output_dir says, but never to be taken for a checkpoint of this run.
+        # Somebody else's: neither to be resumed nor to be removed.
         foreign = sorted(entry.name for entry in _checkpoints(folder))
-    _write_record(folder, {"script": script, "arguments": arguments, "finished": False, "foreign": foreign})
+    record = {"run": run or secrets.token_hex(8), "script": script, "arguments": arguments, "finished": False}
+    _write_record(folder, {**record, "foreign": foreign})
 
 
 def begin_for_all(args, script: str, arguments: dict) -> None:
@@ -165,23 +192,22 @@ def first_difference(before: dict, now: dict) -> tuple[str, object, object] | No
     return None
 
 
-def newest_checkpoint(folder: Path, foreign: Sequence[str] = (), until: float = float("inf")) -> Path | None:
-    """The checkpoint with the most steps that was written to its end: trainer_state.json comes last.
-
-    foreign: names of those that another program left. until: how many steps it may have.
-    """
-    complete = [e for e in _checkpoints(folder) if e.name not in foreign and _is_complete(e)]
-    complete = [e for e in complete if int(CHECKPOINT.fullmatch(e.name)[1]) <= until]
-    return max(complete, key=lambda entry: int(CHECKPOINT.fullmatch(entry.name)[1]), default=None)
+def run_id(output_dir: str | Path) -> str | None:
+    """The id of the run whose folder it is; None where there is none, or one of an earlier version."""
+    try:
+        return _read_record(Path(output_dir))["run"]
+    except UsageError:
+        return None
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return [entry for entry in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(entry.name) and entry.is_dir()]
+    return [e for e in folder.glob("checkpoint-*") if checkpoint.NAME.fullmatch(e.name) and e.is_dir()]
 
 
-def _is_complete(checkpoint: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
+    """Whether a checkpoint that may have no manifest was written to its end: trainer_state.json comes last."""
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         return True
     except (OSError, ValueError):
         return False
@@ -192,11 +218,13 @@ def remove_own_files(folder: Path, foreign: Sequence[str] = ()) -> None:
 
     foreign: names of checkpoints that another program left.
     """
+    for entry, manifest in checkpoint.own(folder, run_id(folder)):
+        checkpoint.remove_files(entry, [checkpoint.MANIFEST, *manifest.files])
     _remove_files(folder, RESULT_FILES, MODEL_FILES)
-    for checkpoint in _checkpoints(folder):
-        if checkpoint.name not in foreign and not checkpoint.is_symlink():
-            _remove_files(checkpoint, MODEL_FILES)
-            _remove_empty(checkpoint)
+    for entry in _checkpoints(folder):
+        if entry.name not in foreign and not entry.is_symlink():
+            _remove_files(entry, MODEL_FILES)
+            _remove_empty(entry)
     logs = folder / "runs"
     if logs.is_dir() and not logs.is_symlink():
         for log in sorted(logs.iterdir()):
@@ -246,12 +274,13 @@ def _read_record(folder: Path) -> dict:
     try:
         record = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         return {
+            "run": record.get("run"),
             "script": str(record["script"]),
             "arguments": dict(record["arguments"]),
             "finished": bool(record["finished"]),
             "foreign": list(record.get("foreign", [])),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{folder / RUN_FILE}: cannot be read, so the run in this folder is unknown; name another --output_dir, or "
             "remove the file"

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from utils import device, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.bad_numbers import BadSteps, LossSpike, LossSpikes
+from utils.checkpointed_trainer import CheckpointedTrainer
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError, one_line
@@ -44,7 +45,7 @@ class SkippedSteps(TrainerCallback):
         )
 
 
-class LanguageModelingTrainer(Trainer):
+class LanguageModelingTrainer(CheckpointedTrainer):
     """Trainer for LanguageModelingArguments.
 
     loss_sum: (logits, labels, label_smoothing) -> the summed loss of a batch whose logits are its predicted rows only.

@@ -1,0 +1,74 @@
+"""Copies of tensors in host memory, to be written to disk while training goes on."""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from utils import device
+
+ALIGNMENT = 64  # bytes: where a copy starts in its buffer
+
+
+class HostSnapshot:
+    """Copies tensors into host memory that is kept from one time to the next.
+
+    on: where they come from. Memory for an accelerator is page-locked: it copies there at full speed.
+    """
+
+    def __init__(self, on: torch.device):
+        self.device = on
+        self.buffers: dict[torch.dtype, torch.Tensor] = {}
+
+    def take(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Copies of `tensors` on the host, complete when this returns. Those of the last time are overwritten."""
+        places: list[tuple[torch.dtype, int, int]] = []
+        ends: dict[torch.dtype, int] = {}
+        for tensor in tensors:
+            start, step = ends.get(tensor.dtype, 0), max(ALIGNMENT // tensor.itemsize, 1)
+            places.append((tensor.dtype, start, start + tensor.numel()))
+            ends[tensor.dtype] = -(-(start + tensor.numel()) // step) * step
+        for dtype, length in ends.items():
+            if dtype not in self.buffers or len(self.buffers[dtype]) != length:
+                self.buffers.pop(dtype, None)  # freed before the new one is made
+                self.buffers[dtype] = torch.zeros(length, dtype=dtype, pin_memory=self.device.type != "cpu")
+        copies = []
+        for tensor, (dtype, start, stop) in zip(tensors, places, strict=True):
+            place = self.buffers[dtype][start:stop].view(tensor.shape)
+            copies.append(place.copy_(tensor.detach(), non_blocking=True))
+        device.synchronize(self.device)
+        return copies
+
+    def take_tree(self, tree):
+        """A copy of nested dicts, lists and tuples, in which each tensor is one on the host."""
+        tensors: list[torch.Tensor] = []
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        _replace(tree, note)
+        copies = iter(self.take(tensors))
+        return _replace(tree, lambda _: next(copies))
+
+    def take_model(self, model: nn.Module) -> nn.Module:
+        """A copy of the module on the host. Parameters that are shared stay shared."""
+        own = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+        copies = self.take(list(own.values()))
+        # deepcopy takes what it finds here for copied already.
+        memory: dict = {
+            key: nn.Parameter(copied, requires_grad=False) if isinstance(tensor, nn.Parameter) else copied
+            for (key, tensor), copied in zip(own.items(), copies, strict=True)
+        }
+        return copy.deepcopy(model, memory)
+
+
+def _replace(tree, function: Callable[[torch.Tensor], torch.Tensor]):
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _replace(value, function) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_replace(value, function) for value in tree)
+    return tree
