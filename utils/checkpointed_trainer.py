@@ -57,8 +57,7 @@ class CheckpointedTrainer(Trainer):
     def __init__(self, *arguments, **named):
         self.saving: Save | None = None  # while transformers writes
         self.in_background: Save | None = None  # while a thread writes
-        self.last_saved: Path | None = None  # of this process, once it is committed
-        self._saved_step = -1
+        self.last_saved: Path | None = None  # in this training, once it is committed
         self._progress: dict = {}
         super().__init__(*arguments, **named)
         # transformers' own rotation goes by the numbers and times of whatever lies there, and leaves only the best at
@@ -76,10 +75,14 @@ class CheckpointedTrainer(Trainer):
         To be called by all ranks, between two steps. Returns its folder; None if it could not be written, which the log
         tells.
         """
-        if self._saved_step != self.state.global_step:
+        self.finish_saves()
+        if self._saved_now() is None:
             self._save_checkpoint(self.model_wrapped, trial=None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-        self.finish_saves()
+            self.finish_saves()
+        return self._saved_now()
+
+    def _saved_now(self) -> Path | None:
         name = f"checkpoint-{self.state.global_step}"
         return self.last_saved if self.last_saved is not None and self.last_saved.name == name else None
 
@@ -98,6 +101,8 @@ class CheckpointedTrainer(Trainer):
         save = self.saving = Save(folder, step, best_before)
         try:
             with self._noting_errors():
+                folder.mkdir(parents=True, exist_ok=True)
+            with self._noting_errors():  # in any case, since transformers lets all ranks wait for each other in there
                 super()._save_checkpoint(model, trial)
                 self._name_best(save)
         finally:
@@ -113,7 +118,6 @@ class CheckpointedTrainer(Trainer):
             if save.best == str(save.final):
                 self.state.best_model_checkpoint = best_before
             return
-        self._saved_step = step
         if self._thread is None:
             self._committed(save)
         elif self.args.should_save:
@@ -302,6 +306,7 @@ class CheckpointedTrainer(Trainer):
 
     def _take_up_progress(self) -> None:
         progress, self._progress = self._progress, {}
+        self.last_saved = None
         self._start_time = time.time()
         self._earlier_seconds = progress.get("seconds", 0.0)
         self._first_step = int(progress.get("first_step", self.state.global_step))
@@ -331,7 +336,9 @@ class _Progress(TrainerCallback):
 
 def _is_of_writing(error: Exception) -> bool:
     """Whether the error tells that a file could not be written: torch's and safetensors' are no OSError."""
-    return not isinstance(error, RuntimeError) or re.search(r"PytorchStreamWriter|inline_container", str(error))
+    return not isinstance(error, RuntimeError) or re.search(
+        r"PytorchStreamWriter|inline_container|iostream error", str(error)
+    )
 
 
 def _reason(error: Exception) -> str:
