@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from utils import device, output_folder
+from utils import checkpoint, device, output_folder
 from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -216,18 +216,19 @@ class LossSpikes:
                 f"--on_loss_spike rollback: the loss leaps again, at step {step}, after {self.rollbacks} rollbacks; lower "
                 "--learning_rate or --max_grad_norm, or look at the data"
             )
-        found = output_folder.newest_checkpoint(Path(self.args.output_dir), until=first_step)
-        answer = [None if found is None else str(found)]
+        answer: list[str | None] = [None]
+        if self.args.process_index == 0:
+            folder = self.args.output_dir
+            found = checkpoint.newest(folder, output_folder.run_id(folder), until=first_step)
+            answer = [None if found is None else str(found)]
         if self.args.world_size > 1:
             from accelerate.utils import broadcast_object_list
 
             broadcast_object_list(answer)
-        [checkpoint] = answer
+        [chosen] = answer
         if self.args.process_index == 0:
-            name = "no checkpoint to go back to" if checkpoint is None else f"going back to {Path(checkpoint).name}"
-            logger.warning(
-                "%s%s", name, "" if checkpoint is None else f"; the batches up to step {step}'s are skipped"
-            )
-        if checkpoint is not None:
+            name = "no checkpoint to go back to" if chosen is None else f"going back to {Path(chosen).name}"
+            logger.warning("%s%s", name, "" if chosen is None else f"; the batches up to step {step}'s are skipped")
+        if chosen is not None:
             self.rollbacks += 1
-            raise LossSpike(checkpoint, step)
+            raise LossSpike(chosen, step)

@@ -214,12 +214,17 @@ def own(output_dir: str | Path, run: str | None) -> list[tuple[Path, Manifest]]:
     return sorted(found, key=lambda pair: pair[1].number)
 
 
-def newest(output_dir: str | Path, run: str | None) -> Path | None:
-    """The run's newest checkpoint that is whole. Warns of damaged ones, and of those that have no manifest."""
+def newest(output_dir: str | Path, run: str | None, until: float = float("inf")) -> Path | None:
+    """The run's newest checkpoint that is whole. Warns of damaged ones, and of those that have no manifest.
+
+    until: how many steps it may have.
+    """
     for entry in _entries(Path(output_dir)):
         if NAME.fullmatch(entry.name) and entry.is_dir() and read_manifest(entry) is None:
             logger.warning("%s: %s; it is passed over unless it is named", entry, damage(entry))
-    for checkpoint, _ in reversed(own(output_dir, run)):
+    for checkpoint, manifest in reversed(own(output_dir, run)):
+        if manifest.step > until:
+            continue
         found = damage(checkpoint)
         if found is None:
             return checkpoint

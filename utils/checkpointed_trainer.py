@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from utils import checkpoint, data_order, output_folder
+from utils import checkpoint, output_folder
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
 from utils.plain_data import reading
@@ -76,13 +75,14 @@ class CheckpointedTrainer(Trainer):
         tells.
         """
         self.finish_saves()
-        if self._saved_now() is None:
+        if self.saved_now() is None:
             self._save_checkpoint(self.model_wrapped, trial=None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
             self.finish_saves()
-        return self._saved_now()
+        return self.saved_now()
 
-    def _saved_now(self) -> Path | None:
+    def saved_now(self) -> Path | None:
+        """The checkpoint of the step that was finished last; None if there is none that is committed."""
         name = f"checkpoint-{self.state.global_step}"
         return self.last_saved if self.last_saved is not None and self.last_saved.name == name else None
 
@@ -268,18 +268,6 @@ class CheckpointedTrainer(Trainer):
             if self.state.best_global_step and sibling.is_dir():
                 self.state.best_model_checkpoint = str(sibling)
         return found
-
-    def _run_epoch(self, model, epoch, train_dataloader, *arguments, **named):
-        data_order.set_epoch(train_dataloader, epoch)
-        return super()._run_epoch(model, epoch, train_dataloader, *arguments, **named)
-
-    def _get_train_sampler(self, train_dataset=None):
-        sampler = super()._get_train_sampler(train_dataset)
-        is_random = isinstance(sampler, torch.utils.data.RandomSampler)  # accelerate seeds it by epoch
-        if is_random or getattr(sampler, "generator", self) is not None:
-            return sampler
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        return data_order.SeededByEpoch(sampler, seed)
 
     def evaluation_loop(self, dataloader, *arguments, **named):
         if hasattr(dataloader, "set_epoch"):

@@ -3,8 +3,7 @@
 transformers has --enable_jit_checkpoint for this, on which nothing here is built. It knows SIGTERM alone; waits three
 seconds in a Timer before it looks; each rank decides by itself, so that a signal on one of them leaves the others
 waiting in a collective; it saves in the middle of a step as well, and past the hooks that save; SIGTERM during an
-evaluation is seen when that is over; the exit code is 0; and the best model is loaded at the end, after which
---save_total_limit 1 removes the very checkpoint that was written.
+evaluation is seen when that is over; the exit code is 0; and the best model is loaded at the end.
 
 Here utils/signals.py hears a signal, utils/agreement.py brings all ranks to one step without a word on the device, and
 the callback below has Trainer save there by its own means, then ends the process with Stopped.
@@ -107,7 +106,7 @@ class Preemption(TrainerCallback):
         self._ask_when_time_is_over(args, time.monotonic())
         self._obey(self.agreement.point(), state, control)
         if self.stopping:
-            raise EvaluationStopped(self._exit_code(), self._message(state, saved=False))
+            raise EvaluationStopped(self._exit_code(), self._message(state, saved=None))
 
     def on_epoch_end(self, args, state, control, **_):
         if self.stopping:  # saved at the step's end, which was the epoch's as well
@@ -125,22 +124,26 @@ class Preemption(TrainerCallback):
         """Ends the training, if that is asked for: to be called when checkpoint-<step> is written."""
         if not self.stopping:
             return
-        # What else is under way, logs or a save in the background, is finished by those who began it.
+        saved = self.trainer.save_now() is not None  # written by now, unless in the background or for a full disk
+        # What else is under way, logs for example, is finished by those who began it.
         self.trainer.callback_handler.on_train_end(args, state, control)
-        raise signals.Stopped(self._exit_code(), self._message(state, saved=True), together=True)
+        raise signals.Stopped(self._exit_code(), self._message(state, saved), together=True)
 
     def _exit_code(self) -> int:
         # A training that has used up its time has done what it was asked to: its exit code is 0.
         return 0 if self.stopping == TIME else signals.exit_code(signal.Signals[self.stopping])
 
-    def _message(self, state, saved: bool) -> str | None:
+    def _message(self, state, saved: bool | None) -> str | None:
+        """saved: None before there was anything to save."""
         if not state.is_world_process_zero:
             return None
         word = f"--max_train_time {self.trainer.args.max_train_time}" if self.stopping == TIME else self.stopping
         step = state.global_step
-        told = (
-            f"checkpoint-{step} is complete; the same command goes on from there" if saved else "nothing to save yet"
-        )
+        told = {
+            None: "nothing to save yet",
+            True: f"checkpoint-{step} is complete; the same command goes on from there",
+            False: "it could not be saved; the same command goes on from the checkpoint before",
+        }[saved]
         return f"stopped by {word} at step {step}; {told}"
 
     # ---- time ----

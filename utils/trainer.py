@@ -412,6 +412,8 @@ class LanguageModelingTrainer(CheckpointedTrainer):
             logs["skipped_steps"] = scaler.skipped_steps if scaler is not None else 0
         super().log(logs, start_time)
         if "loss" in logs:
+            if self.args.on_loss_spike == "rollback":
+                self.finish_saves()  # so that the newest can be gone back to
             self.loss_spikes.look(logs["loss"], self._logged_before, self.state.global_step)
 
     def get_batch_samples(self, *arguments, **named):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import resume
@@ -10,7 +11,7 @@ from commands import run_distributed
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback
 
-from utils import data_order
+from utils.sampling import EpochBegins
 
 ON_TWO_RANKS = [
     *("O0", "O2, combined, accumulating, workers", "masked", "masked, accumulating, workers", "by length"),
@@ -137,15 +138,6 @@ def test_dataset_and_sampler_both_learn_of_the_epoch():
             return iter(self.batch_sampler)
 
     loader = DataLoader(numbers, batch_sampler=Wrapped(Wrapped(BatchSampler(order, 2, False))))
-    data_order.set_epoch(loader, 3)
+    state = SimpleNamespace(epoch=3.4)
+    EpochBegins().on_epoch_begin(None, state, None, train_dataloader=loader)
     assert (numbers.epoch, order.epoch) == (3, 3)
-
-
-def test_a_sampler_seeded_by_epoch_depends_on_nothing_else():
-    sampler = data_order.SeededByEpoch(torch.utils.data.RandomSampler(range(50)), seed=5)
-    orders = []
-    for epoch in (0, 1, 0):
-        torch.rand(epoch + 1)
-        sampler.set_epoch(epoch)
-        orders.append(list(sampler))
-    assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == list(range(50)) and len(sampler) == 50

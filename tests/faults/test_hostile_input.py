@@ -16,9 +16,10 @@ from commands import ROOT, run
 from transformers import AutoTokenizer
 
 from utils import corpus, hub, output_folder, tokenization
-from utils.arguments import LanguageModelingArguments
+from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
+from utils.model import load_config
 
 MEGABYTE = 1 << 20
 # Reads or tokenizes a file in a process of its own; prints the outcome and the most memory it had, in MiB.
@@ -196,3 +197,21 @@ def test_a_saved_dataset_that_names_files_elsewhere_is_refused(tmp_path):
     data = DataArguments(dataset_name=str(folder))
     message = refusal(corpus.load_text, data, ["train"])
     assert "secret\n" not in message and f"--dataset_name {folder}" in message
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_that_comes_with_a_model_does_not_run(trusted, tmp_path):
+    folder, trace = tmp_path / "model", tmp_path / "it ran"
+    folder.mkdir()
+    config = {"model_type": "hidden", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(
+        f"open({str(trace)!r}, 'w').close()\n"
+        "from transformers import PretrainedConfig\n\n\nclass Config(PretrainedConfig):\n    model_type = 'hidden'\n"
+    )
+    wanted = ModelArguments(model_name_or_path=str(folder), trust_remote_code=trusted)
+    if trusted:
+        assert load_config(wanted).model_type == "hidden"
+    else:
+        assert "trust_remote_code" in refusal(load_config, wanted)
+    assert trace.exists() == trusted  # the code is such that would be seen
