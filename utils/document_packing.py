@@ -34,6 +34,12 @@ class DocumentBlocks(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.blocks)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each block, int64."""
+        lengths = self.ends - self.starts
+        return np.array([lengths[members].sum() for members in self.blocks], dtype=np.int64)
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         members = self.blocks[index]
         parts = [self.ids[self.starts[member] : self.ends[member]] for member in members]

@@ -197,6 +197,10 @@ def _hub_options(model: ModelArguments) -> dict:
 
 
 def _explain_local(error: Exception, flag: str, name: str, missing: str) -> UsageError:
+    if "custom code" in str(error):
+        return UsageError(
+            f"{flag} {name}: comes with code of its own, which runs only with --trust_remote_code; read it first"
+        )
     if os.path.isdir(name):
         return UsageError(f"{flag} {name}: this folder holds no readable {missing}: {one_line(error)[:200]}")
     if os.path.isfile(name):

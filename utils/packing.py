@@ -106,6 +106,14 @@ class Blocks(torch.utils.data.Dataset):
         is_last = self.remainder is not None and index == len(self.ids)
         return {"input_ids": (self.remainder if is_last else self.ids[index]).astype(np.int64)}
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each block, int64."""
+        lengths = np.full(len(self), self.ids.shape[1])
+        if self.remainder is not None:
+            lengths[-1] = len(self.remainder)
+        return lengths
+
     def __getitems__(self, indices: list[int]) -> list[dict[str, np.ndarray]]:
         """The items of a batch, read from the file at once: torch's DataLoader asks for this where it is there."""
         if self.remainder is not None and len(self.ids) in indices:

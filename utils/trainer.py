@@ -219,15 +219,19 @@ class LanguageModelingTrainer(CheckpointedTrainer):
             find_unused_parameters=find_unused if find_unused is not None else True,
         )
 
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *arguments, **named):
-        place = super()._init_training_state(max_steps, num_update_steps_per_epoch, *arguments, **named)
-        if self._skips_to is None:
+    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
+        place = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
+        if self._skips_to is not None:
+            # A skipped step counts as one that updated nothing: data, schedule and the run's length stay what they were.
+            self._skipped_steps = self._skips_to - self.state.global_step
+            self.state.global_step, self._skips_to = self._skips_to, None
+            epoch, steps = divmod(self.state.global_step, steps_per_epoch)
+            return epoch, steps * self.args.gradient_accumulation_steps
+        if self.stream_loader is None or resume_from_checkpoint is None:
             return place
-        # A skipped step counts as one that updated nothing: data, schedule and the run's length stay what they were.
-        self._skipped_steps = self._skips_to - self.state.global_step
-        self.state.global_step, self._skips_to = self._skips_to, None
-        epochs, steps = divmod(self.state.global_step, num_update_steps_per_epoch)
-        return epochs, steps * self.args.gradient_accumulation_steps
+        if not self.args.ignore_data_skip:
+            stream_position.load(self.stream_loader, resume_from_checkpoint, self.args)
+        return 0, 0  # the loader goes on where it stood: there is nothing to skip
 
     def _load_from_checkpoint(self, *arguments, **named):
         # The first time there are no masters yet; they come of the weights that are loaded here.
@@ -305,14 +309,6 @@ class LanguageModelingTrainer(CheckpointedTrainer):
             self.stream_loader = loader
             self.add_callback(stream_position.StreamEpochs(dataset.epochs))
         return loader
-
-    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
-        trained = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
-        if self.stream_loader is None or resume_from_checkpoint is None:
-            return trained
-        if not self.args.ignore_data_skip:
-            stream_position.load(self.stream_loader, resume_from_checkpoint, self.args)
-        return 0, 0  # the loader goes on where it stood: there is nothing to skip
 
     def _save_rng_state(self, output_dir) -> None:
         super()._save_rng_state(output_dir)

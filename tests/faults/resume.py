@@ -48,7 +48,7 @@ CASES = {
     "best model": {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.05, "eval_steps": 1},
 }  # fmt: skip
 # What says how long something took, or where it is.
-TIMES = ("runtime", "per_second", "data_wait", "best_model_checkpoint")
+TIMES = ("runtime", "per_second", "fps", "mfu", "data_wait", "optimizer_share", "peak_", "best_model_checkpoint")
 
 
 def bert(dropout: float) -> BertForMaskedLM:
