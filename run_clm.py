@@ -12,7 +12,18 @@ def main() -> None:
 
     from transformers import AutoModelForCausalLM
 
-    from utils import corpus, device, document_packing, log, model, output_folder, packing, stream_packing, training
+    from utils import (
+        corpus,
+        device,
+        document_packing,
+        dry_run,
+        log,
+        model,
+        output_folder,
+        packing,
+        stream_packing,
+        training,
+    )
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
 
@@ -56,7 +67,9 @@ def main() -> None:
         head_gives_sums=in_chunks,
     )
 
-    # Train, evaluate, report.
+    # Train, evaluate, report; or say what that would be.
+    if args.dry_run:
+        return dry_run.show(trainer, figures, claim.checkpoint)
     results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="text-generation")
 

@@ -17,6 +17,7 @@ def main() -> None:
         corpus,
         device,
         document_packing,
+        dry_run,
         log,
         model,
         output_folder,
@@ -74,7 +75,9 @@ def main() -> None:
         head_gives_sums=bool(in_chunks),
     )
 
-    # Train, evaluate, report.
+    # Train, evaluate, report; or say what that would be.
+    if args.dry_run:
+        return dry_run.show(trainer, figures, claim.checkpoint)
     results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="fill-mask")
 

@@ -16,6 +16,7 @@ def main() -> None:
         chunked_head,
         corpus,
         device,
+        dry_run,
         log,
         model,
         output_folder,
@@ -76,7 +77,9 @@ def main() -> None:
         head_gives_sums=bool(in_chunks),
     )
 
-    # Train, evaluate, report.
+    # Train, evaluate, report; or say what that would be.
+    if args.dry_run:
+        return dry_run.show(trainer, figures, claim.checkpoint)
     results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="text-generation")
 

@@ -2,8 +2,9 @@
 
 Nothing here talks to huggingface.co, and no real weights or texts are served. Simulated are the calls with which
 huggingface_hub, transformers and datasets read a repository: repository info, tree listings, paths-info, and HEAD
-and GET of files (with ranges). Every repository has the one branch "main" at the one made-up commit `COMMIT_SHA`.
-Left out: accounts, gated repositories, uploads, LFS and xet storage, paging, the dataset viewer.
+and GET of files (with ranges); and those that create a model's repository and commit small files to it, by whoever holds
+the token `TOKEN`. Every repository has the one branch "main" at the one made-up commit `COMMIT_SHA`.
+Left out: accounts, gated repositories, LFS and xet storage, paging, the dataset viewer.
 
 The libraries read HF_ENDPOINT when they are imported, so let a subprocess use it:
 
@@ -11,6 +12,7 @@ The libraries read HF_ENDPOINT when they are imported, so let a subprocess use i
         subprocess.run([sys.executable, "run_clm.py", ...], env=client_environment(hub.url, fresh_folder))
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -26,12 +28,14 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT_SHA = "5e5a1f0c0ffee0ddba11c0de5eed5ca1ab1e0b0e"
+TOKEN = "hf_of_the_stand_in"
 _REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
 _API = re.compile(
     rf"/api/(?P<kind>models|datasets)/{_REPO}"
     r"(?:/(?P<verb>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<file>.+))?)?"
 )
 _RESOLVE = re.compile(rf"/(?P<kind>datasets/)?{_REPO}/(?P<verb>resolve)/(?P<revision>[^/]+)/(?P<file>.+)")
+_UPLOAD = re.compile(rf"/api/models/{_REPO}/(?P<verb>preupload|commit)/main")
 
 
 def client_environment(endpoint: str, home: str | Path, **extra: str) -> dict[str, str]:
@@ -92,8 +96,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, path = self.server.hub, urlsplit(self.path).path
-        form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        form = parse_qs(body)
         hub.requests.append(f"{self.command} {path}")
+        if path in ("/api/whoami-v2", "/api/repos/create", "/api/validate-yaml") or _UPLOAD.fullmatch(path):
+            return self._take(path, body)
         match = _API.fullmatch(path) or _RESOLVE.fullmatch(path)
         if match is None:
             return self._fail("", "the stand-in does not know this path")
@@ -129,6 +136,37 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({**about, "siblings": [{"rfilename": file} for file in files]})
 
     do_HEAD = do_POST = do_GET
+
+    def _take(self, path: str, body: str) -> None:
+        """What pushing asks: whose token it is, a repository, whether a card is well formed, how and which files to add."""
+        hub = self.server.hub
+        if path == "/api/validate-yaml":
+            return self._send_json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(HTTPStatus.UNAUTHORIZED, **{"X-Error-Message": "Invalid username or password."})
+        if path == "/api/whoami-v2":
+            return self._send_json({"type": "user", "name": "user", "orgs": [], "auth": {"type": "access_token"}})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+            (hub.root / "models" / name).mkdir(parents=True, exist_ok=True)
+            return self._send_json({"url": f"{hub.url}/{name}", "name": name, "id": name})
+        match = _UPLOAD.fullmatch(path)
+        folder = hub.root / "models" / match["repo"]
+        if match["verb"] == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self._send_json({"files": files})
+        for line in map(json.loads, filter(None, body.splitlines())):
+            if line["key"] == "file":
+                target = (folder / line["value"]["path"]).resolve()
+                assert target.is_relative_to(folder.resolve())
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(base64.b64decode(line["value"]["content"]))
+        url = f"{hub.url}/{match['repo']}/commit/{COMMIT_SHA}"
+        self._send_json({"success": True, "commitOid": COMMIT_SHA, "commitUrl": url, "hookOutput": ""})
 
     def _send_file(self, file: Path) -> None:
         """A file, or the range of it that was asked for, with the headers that the clients cache it by."""

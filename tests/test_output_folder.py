@@ -250,7 +250,9 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
 # ---- several processes ----
 def test_only_the_main_process_looks(folder, caplog):
     finish(str(folder))
-    args = SimpleNamespace(process_index=0, world_size=1, output_dir=str(folder), overwrite_output_dir=False)
+    args = SimpleNamespace(
+        process_index=0, world_size=1, output_dir=str(folder), overwrite_output_dir=False, dry_run=False
+    )
     args.resume_from_checkpoint = None
     assert claim_for_all(args, SCRIPT, ARGUMENTS).verdict == "finished"
     assert "finished already" in caplog.text

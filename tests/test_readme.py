@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import arguments
+from utils import arguments, config_file
 from utils.amp import choose_precision
 from utils.data_arguments import CausalDataArguments, MaskedDataArguments, PermutedDataArguments
 from utils.legacy_arguments import modernize
@@ -121,9 +121,10 @@ def test_commands_parse(words: list[str], tmp_path) -> None:
     [script] = set(words) & set(DATA)
     parser = parser_of(script)
     given = words[words.index(script) + 1 :]
+    given = given[: given.index(">")] if ">" in given else given
     if given[0].endswith(".yaml"):
         given[0] = str(write_config(given[0], tmp_path))
-    modern = modernize(arguments.expand_file(given, parser), arguments.known_flags(parser))
+    modern = modernize(config_file.expand(given, parser), arguments.known_flags(parser))
     assert not modern.notes, "the README uses an old word"
     check(parser.parse_args(modern.argv), DATA[script])  # an unknown flag or a wrong value is a UsageError
 

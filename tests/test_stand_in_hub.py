@@ -219,7 +219,7 @@ def test_files_listings_and_refusals_over_plain_http(hub: StandInHub, root: Path
         ("/openai-community/gpt2/resolve/main/..%2F..%2F..%2Fdatasets", "EntryNotFound"),
         ("/..%2Fdatasets/Salesforce/resolve/main/wikitext", "RepoNotFound"),
         ("/openai-community/gpt2/resolve/v9/config.json", "RevisionNotFound"),
-        ("/api/whoami-v2", None),
+        ("/api/no-such-call", None),
     ):
         status, headers, _ = ask(hub.url + path)
         assert (status, headers["X-Error-Code"]) == (404, code), path

@@ -128,14 +128,6 @@ def test_the_worst_verdict_counts(verdicts, together) -> None:
     assert verify_npu.worst(verdicts) == together
 
 
-def test_published_figures_are_those_of_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for cards in verify_npu.PUBLISHED.values():
-        for rows in cards.values():
-            for row in rows:
-                assert f"| {' | '.join(row)} | O2 | 3 |" in readme
-
-
 def test_wrong_words_are_refused(tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         verify_npu.parse(["--checks", "doctor,speed"])

@@ -5,7 +5,6 @@ evaluate are imported by the scripts after parsing.
 """
 
 import dataclasses
-import difflib
 import json
 import os
 import sys
@@ -16,7 +15,7 @@ from typing import NoReturn
 from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 from transformers import HfArgumentParser, TrainingArguments
 
-from utils import apex_backend, hub
+from utils import apex_backend, command_help, config_file, hub, mistyped, modelscope
 from utils.agreement import meet_after_restart
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.data_arguments import DataArguments
@@ -77,6 +76,13 @@ class ModelArguments:
     )
     vocab_size: int | None = field(
         default=None, metadata={"help": "Size of the tokenizer that is trained on the corpus when none is named."}
+    )
+    hub: str = field(
+        default="huggingface",
+        metadata={
+            "help": "Where names that are no folders here are looked up. modelscope: by its own library, with its names.",
+            "choices": ["huggingface", "modelscope"],
+        },
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept. Default: under HF_HOME."})
     use_fast_tokenizer: bool = field(default=True, metadata={"help": "Use the tokenizer of the tokenizers library."})
@@ -194,8 +200,20 @@ class LanguageModelingArguments(TrainingArguments):
         },
     )
 
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Say what would happen, time a few steps, and end: device, sizes, steps, memory, time. The output folder "
+            "stays as it is."
+        },
+    )
+    print_config: bool = field(
+        default=False, metadata={"help": "Print a config file (YAML) that repeats the run, and end."}
+    )
+
     def __post_init__(self) -> None:
         self.precision: Precision  # set below; no field, so that it is no flag
+        self.config_text = ""  # the run as a config file; by parse
         try:
             self.precision = choose_precision(self.fp16, self.bf16, self.fp16_opt_level, self.loss_scale)
             if self.device_id is not None and not self.use_cpu:
@@ -305,10 +323,20 @@ class LanguageModelingArguments(TrainingArguments):
 
 
 class Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line that names the flag, instead of three screens of usage."""
+    """HfArgumentParser whose errors are one line that names the flag, and whose help is in groups."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{one_line(ValueError(message))}; --help lists all flags")
+        raise UsageError(f"{one_line(ValueError(mistyped.wrong_value(message)))}; --help lists all flags")
+
+    def format_help(self) -> str:
+        own = {"Model": ModelArguments, "Text": DataArguments}
+        fields = {
+            group: {
+                f.name for kind in self.dataclass_types if issubclass(kind, base) for f in dataclasses.fields(kind)
+            }
+            for group, base in own.items()
+        }
+        return command_help.text(self, fields, self.description)
 
 
 def parse(
@@ -320,18 +348,19 @@ def parse(
     transformers 4.20 to 4.57 and of Ascend's scripts mean what they meant. Raises UsageError.
     """
     parser = Parser(types, description=description)
-    words = expand_file(list(sys.argv[1:] if argv is None else argv), parser)
+    words = config_file.expand(list(sys.argv[1:] if argv is None else argv), parser)
     try:
         modernized = modernize(words, known_flags(parser))
     except ValueError as error:
         raise UsageError(str(error)) from error
     os.environ.update(modernized.environment)
     _check_json(modernized.argv)
-    _, unknown = parser.parse_known_args(modernized.argv)
+    namespace, unknown = parser.parse_known_args(modernized.argv)
     if unknown:
         given = list(sys.argv[1:] if argv is None else argv)
         from_file = words is not given and unknown[0] in words and unknown[0] not in given
-        raise UsageError(unknown_flag(unknown[0], parser, place=f"{given[0]}: " if from_file else ""))
+        place = f"{given[0]}: " if from_file else ""
+        raise UsageError(place + mistyped.unknown_flag(unknown[0], known_flags(parser)))
     try:
         instances = parser.parse_args_into_dataclasses(modernized.argv, look_for_args_file=False)
     except UsageError:
@@ -341,6 +370,9 @@ def parse(
         raise UsageError(engine + one_line(error)) from error
     except (ValueError, TypeError, ArithmeticError, OSError) as error:
         raise UsageError(one_line(error)) from error
+    for instance in instances:
+        if isinstance(instance, LanguageModelingArguments):
+            instance.config_text = config_file.text(namespace, parser, modernized.environment)
     return tuple(instances), modernized.notes
 
 
@@ -351,6 +383,16 @@ def parse_run(data: type[DataArguments], description: str) -> tuple:
     """
     (model, text, args), notes = parse((ModelArguments, data, LanguageModelingArguments), description=description)
     check_run(text, args)
+    if args.print_config:
+        if args.process_index == 0:
+            print(args.config_text, end="")
+        sys.exit()
+    text.hub = model.hub
+    if model.hub == "modelscope":
+        if args.push_to_hub:
+            raise UsageError("--push_to_hub pushes to the Hugging Face hub: leave it or --hub modelscope out")
+        modelscope.check_installed()
+        return model, text, args, notes + args.notes
     names = [model.model_name_or_path, model.tokenizer_name, text.dataset_name]
     return model, text, args, notes + args.notes + hub.use_cache_if_unreachable(names)
 
@@ -373,54 +415,6 @@ def _check_json(words: Sequence[str]) -> None:
 def known_flags(parser: Parser) -> set[str]:
     """Names of all flags, without dashes, with underscores."""
     return {option[2:].replace("-", "_") for option in parser._option_string_actions if option.startswith("--")}
-
-
-def unknown_flag(word: str, parser: Parser, place: str = "") -> str:
-    """The message for a word that is no flag, with the flag that is most like it."""
-    if not word.startswith("-"):
-        return f"{place}unexpected argument {word!r}: flags start with --, and a config file comes first; --help lists all flags"
-    name = word.lstrip("-").split("=")[0].replace("-", "_")
-    close = difflib.get_close_matches(name, known_flags(parser), n=1)
-    return f"{place}unknown flag --{name}" + (f"; did you mean --{close[0]}?" if close else "; --help lists all flags")
-
-
-def expand_file(words: list[str], parser: Parser) -> list[str]:
-    """Replaces a leading config file by the flags that it stands for. Raises UsageError, naming file and line."""
-    if not words or words[0].startswith("-") or not words[0].endswith((".json", ".yaml", ".yml")):
-        return words
-    path = words[0]
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    content = _read_mapping(path, text)
-    takes_list = {action.dest for action in parser._actions if action.nargs == "+"}
-    flags: list[str] = []
-    for name, value in content.items():
-        if isinstance(value, list) and name in takes_list:
-            flags += [f"--{name}", *map(str, value)] if value else []
-        elif isinstance(value, list) and name in known_flags(parser):
-            raise UsageError(f"{path}: {name} takes one value, found a list of {len(value)}")
-        elif value is not None:
-            # In one word, so that a value that starts with dashes is no flag.
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict | list) else value}")
-    return flags + words[1:]
-
-
-def _read_mapping(path: str, text: str) -> dict:
-    import yaml
-
-    try:
-        content = json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
-    except yaml.YAMLError as error:
-        line = f"line {error.problem_mark.line + 1} " if getattr(error, "problem_mark", None) else ""
-        raise UsageError(f"{path}: {line}is not YAML: {getattr(error, 'problem', None) or one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: expected a mapping of flags to values, found {type(content).__name__}")
-    return content
 
 
 def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:

@@ -15,7 +15,7 @@ import pandas
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
-from utils import streaming
+from utils import modelscope, streaming
 from utils.compression import SUFFIXES, decompressed_copy
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
@@ -117,11 +117,16 @@ def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None)
             saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
             return {split: _stream(part, data) if data.streaming else part for split, part in saved.items()}
         if not os.path.exists(name):
-            name = dataset_name(name)
+            on_modelscope = data.hub == "modelscope"
+            name = (
+                modelscope.dataset_folder("--dataset_name", name, cache_dir) if on_modelscope else dataset_name(name)
+            )
         loaded = datasets.load_dataset(
             name, data.dataset_config_name, cache_dir=cache_dir, token=token, streaming=data.streaming
         )
         return {split: _stream(part, data) if data.streaming else part for split, part in loaded.items()}
+    except UsageError:
+        raise
     except Exception as error:
         if isinstance(error, ValueError) and "Config name is missing" in str(error):
             raise UsageError(

@@ -76,6 +76,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        self.hub = "huggingface"  # --hub, which is a flag of the model; by arguments.parse_run
         files = self.train_file or self.validation_file or self.data_mix
         if self.data_mix is not None and (self.train_file or self.dataset_name):
             other = f"--train_file {self.train_file[0]}" if self.train_file else f"--dataset_name {self.dataset_name}"

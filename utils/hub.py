@@ -103,6 +103,7 @@ def explain(error: Exception, flag: str, name: str) -> UsageError:
         endpoint = _shown(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         return UsageError(
             f"{flag} {name}: the hub at {endpoint} cannot be reached and the offline cache (HF_HOME) does not hold it; set "
-            "HF_ENDPOINT to a mirror, or name a local folder, or give local text by --train_file"
+            "HF_ENDPOINT to a mirror, or take it from ModelScope by --hub modelscope, or copy a cache (HF_HOME) that holds it "
+            "from a machine with a network, or name a local folder"
         )
     return UsageError(f"{flag} {name}: cannot be loaded: {one_line(error)[:300]}")

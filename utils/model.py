@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from utils import tokenizer_training
+from utils import modelscope, tokenizer_training
 from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.errors import UsageError, one_line
 from utils.hub import CANONICAL_MODELS, explain
@@ -32,7 +32,7 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
     )
     if name:
         try:
-            return AutoConfig.from_pretrained(canonical(name), **_hub_options(model))
+            return AutoConfig.from_pretrained(located(flag, name, model), **_hub_options(model))
         except Exception as error:
             raise _explain_local(error, flag, name, "config.json") from error
     if model.model_type not in CONFIG_MAPPING:
@@ -82,7 +82,9 @@ def load_tokenizer(model: ModelArguments) -> Tokenizer | None:
     if not name:
         return None
     try:
-        return AutoTokenizer.from_pretrained(canonical(name), use_fast=model.use_fast_tokenizer, **_hub_options(model))
+        return AutoTokenizer.from_pretrained(
+            located(flag, name, model), use_fast=model.use_fast_tokenizer, **_hub_options(model)
+        )
     except Exception as error:
         raise _explain_local(error, flag, name, "tokenizer.json") from error
 
@@ -156,7 +158,7 @@ def _make(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTra
         dtype = model.dtype if model.dtype in ("auto", None) else getattr(torch, model.dtype)
         try:
             return auto_class.from_pretrained(
-                canonical(model.model_name_or_path),
+                located("--model_name_or_path", model.model_name_or_path, model),
                 config=config,
                 dtype=dtype,
                 attn_implementation=model.attn_implementation,
@@ -182,9 +184,16 @@ def _explain_attention(error: Exception, implementation: str) -> UsageError:
     return UsageError(f"--attn_implementation {implementation}: {one_line(error)[:200]}; leave the flag out")
 
 
-def canonical(name: str) -> str:
-    """The hub's present name for an old short one; anything that is a folder here stays what it is."""
-    return name if os.path.exists(name) else CANONICAL_MODELS.get(name, name)
+def located(flag: str, name: str, model: ModelArguments) -> str:
+    """A folder here as it is named; else the hub's present name for an old short one, or the folder that --hub modelscope
+    fetched it into."""
+    if os.path.exists(name):
+        return name
+    name = CANONICAL_MODELS.get(name, name)
+    if model.hub == "modelscope":
+        revision = None if model.model_revision == "main" else model.model_revision  # its own is called master
+        return modelscope.model_folder(flag, name, revision, model.cache_dir)
+    return name
 
 
 def _hub_options(model: ModelArguments) -> dict:
@@ -197,6 +206,8 @@ def _hub_options(model: ModelArguments) -> dict:
 
 
 def _explain_local(error: Exception, flag: str, name: str, missing: str) -> UsageError:
+    if isinstance(error, UsageError):
+        return error
     if "custom code" in str(error):
         return UsageError(
             f"{flag} {name}: comes with code of its own, which runs only with --trust_remote_code; read it first"

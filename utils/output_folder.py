@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import checkpoint
+from utils import checkpoint, dry_run
 from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,13 @@ RUN_FILE = "run.json"
 REPORTING_ARGUMENTS = re.compile(
     r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
     r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time|max_bad_steps|on_loss_spike|"
-    r"save_total_limit|async_save"
+    r"save_total_limit|async_save|dry_run|print_config"
 )
 # What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
 # Anything else belongs to somebody else.
-RESULT_FILES = re.compile(r"run\.json|\.run\.json\.tmp|results\.md|(all|train|eval)_results\.json|README\.md")
+RESULT_FILES = re.compile(
+    r"run\.json|\.run\.json\.tmp|results\.md|\.?report\.(html|json)(\.tmp)?|(all|train|eval)_results\.json|README\.md"
+)
 MODEL_FILES = re.compile(
     r"trainer_state\.json|training_args\.bin|(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
@@ -140,6 +142,8 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
         raise verdict
     if verdict.note and args.process_index == 0:
         logger.warning(verdict.note)
+    if args.dry_run:
+        dry_run.begin(args)  # from here on nothing goes to the folder
     return verdict
 
 

@@ -69,6 +69,7 @@ class LanguageModelingTrainer(CheckpointedTrainer):
         self.running_sums: RunningSums | None = None
         self.evaluated_samples = 0
         self.evaluates_stream = False
+        self.complete_model_card: Callable[[], None] | None = None  # called whenever transformers has written it
         self.throughput: Throughput | None = None
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
@@ -336,6 +337,22 @@ class LanguageModelingTrainer(CheckpointedTrainer):
             return None
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return LengthGroups(lengths, batch_size, seed)
+
+    # ---- hub ----
+    def init_hf_repo(self, *arguments, **named) -> None:
+        try:
+            super().init_hf_repo(*arguments, **named)
+        except Exception as error:  # of the network, of the hub, or of a token that is missing
+            raise UsageError(
+                f"--push_to_hub: the repository cannot be made: {one_line(error)[:300]}; leave the flag out and push the "
+                "output folder later by `hf upload`",
+                of_one_rank=True,
+            ) from error
+
+    def create_model_card(self, *arguments, **named) -> None:
+        super().create_model_card(*arguments, **named)
+        if self.complete_model_card is not None and self.is_world_process_zero():
+            self.complete_model_card()
 
     # ---- loss ----
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -1,10 +1,12 @@
 """The last part of every script: train, evaluate, and leave the results for people and programs to read."""
 
+import functools
 import logging
 
-from utils import device, output_folder, report
+from utils import device, model_card, output_folder, past_run, report, results_row
 from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.data_arguments import DataArguments
+from utils.errors import UsageError, one_line
 from utils.metrics import perplexity
 from utils.trainer import LanguageModelingTrainer
 
@@ -50,20 +52,46 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None,
 def publish(
     trainer: LanguageModelingTrainer, results: dict, model: ModelArguments, data: DataArguments, task: str
 ) -> None:
-    """Writes the model card, or pushes to the hub, writes and logs the results row, and records the run as finished.
+    """Writes the results row, the model card and the report, pushes to the hub, and records the run as finished.
 
-    task: the hub's name of what the model does, e.g. text-generation.
+    task: the hub's name of what the model does, e.g. text-generation. Raises UsageError if pushing fails; all else is done.
     """
+    args: LanguageModelingArguments = trainer.args
+    row = results_row.cells(results, args.device, args.world_size, args.precision.level)
+    source = past_run.text_source(vars(data))
     card: dict = {"finetuned_from": model.model_name_or_path, "tasks": task}
     if data.dataset_name is not None:
         card |= {"dataset": data.dataset_name, "dataset_args": data.dataset_config_name}
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
+    facts = {
+        "task": task,
+        "kind": trainer.model.config.model_type,
+        "parameters": trainer.model.num_parameters(),
+        "text": source,
+        "precision": f"{args.precision.level} ({str(args.precision.dtype).removeprefix('torch.')})",
+        "devices": row[0],
+        "from_scratch": model.model_name_or_path is None,
+    }
+    trainer.complete_model_card = functools.partial(model_card.complete, args.output_dir, results, facts)
+    trainer.create_model_card(**card)
     if trainer.is_world_process_zero():
-        args = trainer.args
-        table = report.results_table(results, args.device, args.world_size, args.precision.level)
-        report.write_results(args.output_dir, table)
-        logger.info("results\n%s", table)
+        results_row.write_results(args.output_dir, results_row.table(row))
+    refusal = _push(trainer, card) if args.push_to_hub else None
+    if trainer.is_world_process_zero():
         output_folder.finish(args.output_dir)
+        report.write_after_training(trainer, row, args.config_text)
+        logger.info("results\n%s", results_row.table(row))
+    if refusal is not None:
+        raise refusal
+
+
+def _push(trainer: LanguageModelingTrainer, card: dict) -> UsageError | None:
+    """Pushes to the hub; returns why it could not."""
+    try:
+        trainer.push_to_hub(**card)
+    except Exception as error:
+        folder, name = trainer.args.output_dir, trainer.hub_model_id
+        return UsageError(
+            f"--push_to_hub: {one_line(error)[:300]}; the run is whole in {folder}, `hf upload {name} {folder}` pushes it",
+            of_one_rank=True,
+        )
+    return None

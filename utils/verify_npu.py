@@ -12,23 +12,14 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils import published
+
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, UNCHECKED = "passed", "failed", "not checked"
 # What the process ends with: the worst of the verdicts decides.
 EXIT_CODES = {PASSED: 0, UNCHECKED: 3, FAILED: 1}
 
 PUBLISHED_MODELS = {"clm": "gpt2", "mlm": "roberta-base"}
-# {objective: {cards: rows}} of the original scripts: device, accuracy, samples per second.
-PUBLISHED = {
-    "clm": {
-        1: [("1p-NPU(910ProB)", "42.62%", "11.392"), ("1p-V", "42.62%", "16.842")],
-        8: [("8p-NPU(910ProB)", "42.25%", "69.126"), ("8p-V", "42.06%", "-")],
-    },
-    "mlm": {
-        1: [("1p-NPU(910ProB)", "0.6917", "213.038"), ("1p-V", "0.685", "227.211")],
-        8: [("8p-NPU(910ProB)", "0.6984", "866.635"), ("8p-V", "0.6978", "989.902")],
-    },
-}
 # Small models whose numbers depend on the device alone: no dropout.
 SMALL = {
     "clm": (
@@ -228,7 +219,8 @@ def rows(verification: Verification) -> Check:
             lines.append([models[objective], *(cell.strip() for cell in row.strip("|").split("|"))])
         for cards in sorted({1, several} & {1, 8}):
             lines += [
-                [f"{PUBLISHED_MODELS[objective]}, published", *row, "O2", "3"] for row in PUBLISHED[objective][cards]
+                [f"{PUBLISHED_MODELS[objective]}, published", *row]
+                for row in published.rows_of(PUBLISHED_MODELS[objective], cards)
             ]
     if several < 8:
         check.parts.append((UNCHECKED, f"8 cards: {verification.cards} of them here, so {several} took part at most"))

@@ -1,0 +1,68 @@
+"""A mistyped flag or value is answered with what was meant."""
+
+import pytest
+
+from utils import arguments, mistyped
+from utils.data_arguments import CausalDataArguments
+from utils.errors import UsageError
+
+PARSER = arguments.Parser((arguments.ModelArguments, CausalDataArguments, arguments.LanguageModelingArguments))
+KNOWN = arguments.known_flags(PARSER)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--learnig_rate", "learning_rate"),
+        ("--do_trian", "do_train"),
+        ("--lr", "learning_rate"),
+        ("--epochs", "num_train_epochs"),
+        ("--batch-size", "per_device_train_batch_size"),
+        ("--opt_level", "fp16_opt_level"),
+        ("--combine_grads", "use_combine_grad"),
+        ("--block", "block_size"),
+        ("--Do_Train", "do_train"),
+        ("--train_data=x.txt", "train_file"),
+        ("--percentage", "validation_split_percentage"),
+    ],
+)
+def test_the_nearest_flag_is_named(word, meant) -> None:
+    assert mistyped.unknown_flag(word, KNOWN).endswith(f"did you mean --{meant}?")
+
+
+def test_what_is_like_no_flag_gets_no_guess() -> None:
+    assert mistyped.unknown_flag("--zzqqxx", KNOWN) == "unknown flag --zzqqxx; --help lists all flags"
+
+
+def test_wrong_dashes() -> None:
+    assert "flags start with two hyphens: --do_train" in mistyped.unknown_flag("-do_train", KNOWN)
+    assert "type --do_train" in mistyped.unknown_flag("\u2014do_train", KNOWN)
+    assert "flags start with --" in mistyped.unknown_flag("do_train", KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--fp16_opt_level", "o2"], "--fp16_opt_level o2: did you mean O2? Else choose one of O0, O1, O2, O3"),
+        (
+            ["--eval_strategy", "epochs"],
+            "--eval_strategy epochs: did you mean epoch? Else choose one of no, steps, epoch",
+        ),
+        (["--learning_rate", "fast"], "--learning_rate fast: give a number"),
+        (["--max_steps", "1.5"], "--max_steps 1.5: give a whole number"),
+        (["--max_steps"], "--max_steps: expected one argument"),
+        (["--seed=x"], "--seed x: give a whole number"),
+    ],
+)
+def test_wrong_values(words, message) -> None:
+    with pytest.raises(UsageError) as caught:
+        PARSER.parse_args(words)
+    assert str(caught.value) == f"{message}; --help lists all flags"
+
+
+def test_a_prefix_of_several_flags() -> None:
+    with pytest.raises(UsageError) as caught:
+        PARSER.parse_args(["--per_device", "8"])
+    assert str(caught.value).startswith(
+        "unknown flag --per_device; did you mean --per_device_eval_batch_size or --per_device_train_batch_size?"
+    )
