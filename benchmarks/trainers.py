@@ -174,23 +174,34 @@ def samples_of(recipe: Recipe, tokenizer, ids: np.ndarray, full_head: bool = Fal
 
 def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarray) -> tuple[Trainer, Callable]:
     """What run_clm.py, run_mlm.py and run_plm.py do between their blocks and training."""
+    from utils import chunked_head, native_activations
     from utils.objectives import causal, masked, relative_attention, rows
     from utils.trainer import LanguageModelingTrainer
 
+    native_activations.use_native_activations(model)
     samples, collate = samples_of(recipe, tokenizer, ids)
     parts = {"loss_sum": rows.loss_sum, "token_sums": rows.token_sums}
     if recipe.objective == "clm":
         causal.expect_whole_blocks()
         collate, parts = causal.collate, {"token_sums": causal.token_sums}
+        in_chunks = causal.predict_in_chunks(model)
     elif recipe.objective == "mlm":
         masked.predict_only_masked(model)
     else:
         relative_attention.leave_out_segments(model)
         relative_attention.follow_half_weights(model)
         relative_attention.predict_only_targets(model)
+    if recipe.objective != "clm":
+        in_chunks = chunked_head.give_sums(model) is not None
     args = arguments(recipe, LanguageModelingArguments)
     trainer = LanguageModelingTrainer(
-        model=model, args=args, train_dataset=samples, eval_dataset=samples, data_collator=collate, **parts
+        model=model,
+        args=args,
+        train_dataset=samples,
+        eval_dataset=samples,
+        data_collator=collate,
+        head_gives_sums=in_chunks,
+        **parts,
     )
     probe_samples, _ = samples_of(recipe, tokenizer, probe_ids)
     return trainer, lambda: trainer.evaluate(probe_samples)["eval_loss"]
