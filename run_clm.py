@@ -50,8 +50,8 @@ def main() -> None:
     causal.expect_whole_blocks()
     collate = causal.collate
     if data_args.packing == "documents":
-        document_packing.keep_documents_apart(network)
-        collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0)
+        varlen = document_packing.keep_documents_apart(network)
+        collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0, varlen)
     elif data_args.keep_remainder:
         collate = causal.PaddedCollator(block_size, tokenizer.pad_token_id or 0)
     whole_logits = data_args.full_head or args.layers_are_patched

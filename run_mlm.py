@@ -56,8 +56,7 @@ def main() -> None:
     # Model and trainer. The head predicts what is hidden, and nothing else.
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config)
-    if data_args.packing == "documents":
-        document_packing.keep_documents_apart(network)
+    varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
     whole_logits = full_head or args.layers_are_patched
     in_chunks = not whole_logits and chunked_head.give_sums(network, label_smoothing=args.label_smoothing_factor)
@@ -68,7 +67,7 @@ def main() -> None:
         eval_dataset=samples.get("validation"),
         processing_class=tokenizer,
         data_collator=masked.MaskedCollator(
-            law, tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, full_head
+            law, tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, full_head, varlen
         ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,

@@ -1,5 +1,7 @@
 """utils/document_packing.py: whole documents in blocks, each computed as if it were alone."""
 
+import itertools
+
 import families
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import torch
 from commands import TINY_GPT2, losses, results, run_script
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from torch.nn import functional
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, modeling_flash_attention_utils
 
 from utils import document_packing
 from utils.objectives import causal, drawing, masked, permutation, relative_attention, rows
@@ -65,9 +68,40 @@ def test_positions_begin_anew_in_each_document_and_what_fills_up_belongs_to_none
     batch = document_packing.collate(samples, 6)
     assert batch["documents"].tolist() == [[0, 0, 0, 1, 1, -1], [0, 1, 2, -1, -1, -1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 0, 0, 1, 2]]
+    ends = document_packing.collate(samples, 6, varlen=True)["cu_seq_lens"]
+    assert ends.dtype == torch.int32 and len(ends) == document_packing.ENDS + 1
+    assert ends[:8].tolist() == [0, 3, 5, 6, 7, 8, 9, 12] and set(ends[8:].tolist()) == {12}
 
 
 # ---- the loss of each document is that of the document alone ----
+def plain_varlen(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale=None, causal=False, **_
+):
+    """What FlashAttention's varlen kernel computes, (tokens, heads, size), in plain torch."""
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k) and cu_seqlens_q[-1] == len(q)
+    edges = cu_seqlens_q.tolist()
+    assert max(end - start for start, end in itertools.pairwise(edges)) <= max_seqlen_q == max_seqlen_k
+    parts = [
+        functional.scaled_dot_product_attention(
+            *(tensor[start:end].transpose(0, 1) for tensor in (q, k, v)), is_causal=causal, scale=softmax_scale
+        ).transpose(0, 1)
+        for start, end in itertools.pairwise(edges)
+        if end > start
+    ]
+    return torch.cat(parts)
+
+
+def use(model: torch.nn.Module, attention: str, monkeypatch) -> torch.nn.Module:
+    """The model with that attention; FlashAttention's kernel, which runs on CUDA alone, is `plain_varlen`."""
+    if attention == "flash_attention_2":
+        of_kernel = (modeling_flash_attention_utils._lazy_define_process_function(plain_varlen), dict)
+        given = ((None, plain_varlen, None, None, None), of_kernel)
+        monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *_, **__: given)
+        model = model.double()  # of float32, which the kernel does not take, transformers would make another type
+    model.config._attn_implementation = attention
+    return model
+
+
 def openai_gpt() -> torch.nn.Module:
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 32, "vocab_size": tiny.VOCABULARY}
@@ -90,17 +124,20 @@ def compare(model: torch.nn.Module, alone: torch.Tensor, packed: torch.Tensor) -
         assert one is None or torch.allclose(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("make", [tiny.gpt2, openai_gpt])
-def test_causal_documents_are_computed_as_if_alone(make, attention):
-    model = make()
+@pytest.mark.parametrize(
+    "make, attention",
+    [*itertools.product([tiny.gpt2, openai_gpt], ["sdpa", "eager"]), (tiny.gpt2, "flash_attention_2")],
+)
+def test_causal_documents_are_computed_as_if_alone(make, attention, monkeypatch):
+    model = use(make(), attention, monkeypatch)
     model.config.use_cache = False
-    model.config._attn_implementation = attention
-    document_packing.keep_documents_apart(model)
+    varlen = document_packing.keep_documents_apart(model)
+    assert varlen == (attention == "flash_attention_2")
     packed = blocks(tiny.VOCABULARY)
-    batch = causal.DocumentCollator(LENGTH)([packed[index] for index in range(len(packed))])
-    inputs = {name: batch[name] for name in ("input_ids", "documents", "position_ids")}
-    together = causal.token_sums(model(**inputs).logits, batch["labels"])
+    batch = causal.DocumentCollator(LENGTH, varlen=varlen)([packed[index] for index in range(len(packed))])
+    labels = batch.pop("labels")
+    together = causal.token_sums(model(**batch).logits, labels)
+    model.config._attn_implementation = "sdpa" if varlen else attention
     sums = torch.zeros(3)
     for index in range(len(packed)):
         one = causal.DocumentCollator(LENGTH)([packed[index]])
@@ -111,19 +148,19 @@ def test_causal_documents_are_computed_as_if_alone(make, attention):
     compare(model, sums[2], together[:, 2].sum())
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
 @pytest.mark.parametrize("family", families.MASKED)
-def test_masked_documents_are_computed_as_if_alone(family, attention):
-    model = families.make(family)
-    model.config._attn_implementation = attention
-    document_packing.keep_documents_apart(model)
+def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatch):
+    model = use(families.make(family), attention, monkeypatch)
+    varlen = document_packing.keep_documents_apart(model)
     masked.predict_only_masked(model)
     law = masked.MaskingLaw(0.4, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)
     packed = drawing.draw(blocks(families.VOCABULARY), law, seed=1)
     samples = [packed[index] for index in range(len(packed))]
-    batch = masked.MaskedCollator(law, 1, pad_to=LENGTH)(samples)
+    batch = masked.MaskedCollator(law, 1, pad_to=LENGTH, varlen=varlen)(samples)
     labels = batch.pop("labels")
     together = rows.token_sums(model(**batch).logits, labels)
+    model.config._attn_implementation = "sdpa" if varlen else attention
     sums = torch.zeros(3)
     full = masked.MaskedCollator(law, 1, pad_to=LENGTH, full_head=True)
     for sample in samples:

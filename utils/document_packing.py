@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils import device
 from utils.errors import UsageError
 
 FILLER = -1  # the document's number where a block is not full
+# Attention that is told where sequences end, instead of a mask. Documents in a batch are rounded up to a multiple of
+# ENDS, so that shapes are few.
+VARLEN = ("flash_attention_2", "flash_attention_3")
+ENDS = 64
 
 
 class DocumentBlocks(torch.utils.data.Dataset):
@@ -85,8 +90,12 @@ def best_fit(lengths: np.ndarray, block_size: int) -> list[np.ndarray]:
     return sorted((np.sort(np.array(block)) for block in blocks), key=lambda block: block[0])
 
 
-def collate(blocks: list[dict], length: int) -> dict[str, torch.Tensor]:
-    """`documents`, FILLER where a block is not full, and `position_ids`, from 0 in each: int64 (batch, length)."""
+def collate(blocks: list[dict], length: int, varlen: bool = False) -> dict[str, torch.Tensor]:
+    """`documents`, FILLER where a block is not full, and `position_ids`, from 0 in each: int64 (batch, length).
+
+    varlen: also `cu_seq_lens`, int32: 0, then where each document, and each filling, ends in all blocks end to end; the
+    last end again and again up to a multiple of ENDS, as documents without a token.
+    """
     documents = np.full((len(blocks), length), FILLER, dtype=np.int64)
     for row, block in enumerate(blocks):
         documents[row, : len(block["documents"])] = block["documents"]
@@ -94,7 +103,13 @@ def collate(blocks: list[dict], length: int) -> dict[str, torch.Tensor]:
     begins = np.ones_like(documents, dtype=bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     position_ids = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
-    return {"documents": torch.from_numpy(documents), "position_ids": torch.from_numpy(position_ids)}
+    batch = {"documents": torch.from_numpy(documents), "position_ids": torch.from_numpy(position_ids)}
+    if varlen:
+        starts = np.flatnonzero(begins)
+        ends = np.full(-(-len(starts) // ENDS) * ENDS + 1, begins.size, dtype=np.int32)
+        ends[: len(starts)] = starts
+        batch["cu_seq_lens"] = torch.from_numpy(ends)
+    return batch
 
 
 def visible(documents: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -103,18 +118,20 @@ def visible(documents: torch.Tensor, causal: bool) -> torch.Tensor:
     return seen.tril() if causal else seen
 
 
-def keep_documents_apart(model: nn.Module) -> None:
-    """Lets GPT, GPT-2, BERT, RoBERTa, ALBERT or DistilBERT take the `documents` of a batch: a mask is made of them.
+def keep_documents_apart(model: nn.Module) -> bool:
+    """Lets GPT, GPT-2, BERT, RoBERTa, ALBERT or DistilBERT take the `documents` of a batch: a mask is made of them, or
+    FlashAttention is told where they end, on CUDA. Returns whether batches must say so: collate's `varlen`.
 
     XLNet needs nothing: its positions are relative, and its collator puts documents into perm_mask. Raises UsageError for
-    an attention that takes no mask of its own.
+    an attention that takes neither.
     """
     kind = model.config.model_type
     assert kind != "xlnet"
     attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
+    varlen = attention in VARLEN and device.accelerator() != "npu"
+    if not varlen and attention not in ("sdpa", "eager"):
         raise UsageError(
-            f"--packing documents does not work with --attn_implementation {attention}; leave one of them out"
+            f"--packing documents does not work with --attn_implementation {attention} here; leave one of them out"
         )
     is_causal = kind in ("gpt2", "openai-gpt")
     # RoBERTa and its like number their positions from the padding id on.
@@ -125,8 +142,12 @@ def keep_documents_apart(model: nn.Module) -> None:
         documents = named.pop("documents", None)
         now["mask"] = None
         if documents is not None:
-            seen = visible(documents, is_causal)
             named["position_ids"] = named["position_ids"] + first
+            if varlen:
+                ends, length = named.pop("cu_seq_lens"), documents.shape[1]
+                named |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length}
+                return arguments, named
+            seen = visible(documents, is_causal)
             if kind == "openai-gpt":
                 now["mask"] = additive(seen, model.dtype)
             else:
@@ -141,6 +162,7 @@ def keep_documents_apart(model: nn.Module) -> None:
     if kind == "openai-gpt":
         for block in model.transformer.h:
             block.register_forward_pre_hook(mask_block)
+    return varlen
 
 
 def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

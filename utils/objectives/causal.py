@@ -25,14 +25,16 @@ class DocumentCollator:
     """Batches blocks of whole documents, filled up to `length` tokens with `pad_id`.
 
     Besides what document_packing.collate gives: `input_ids`, and `labels` that are -100 where nothing is predicted, at
-    each document's first token and where a block is not full; int64 of shape (batch, length).
+    each document's first token and where a block is not full; int64 of shape (batch, length). varlen: of
+    document_packing.collate.
     """
 
     length: int
     pad_id: int = 0
+    varlen: bool = False
 
     def __call__(self, blocks: list[dict]) -> dict[str, torch.Tensor]:
-        batch = document_packing.collate(blocks, self.length)
+        batch = document_packing.collate(blocks, self.length, self.varlen)
         input_ids = np.full((len(blocks), self.length), self.pad_id, dtype=np.int64)
         for row, block in enumerate(blocks):
             input_ids[row, : len(block["input_ids"])] = block["input_ids"]

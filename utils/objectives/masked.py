@@ -90,13 +90,14 @@ class MaskedCollator:
 
     law: tells how many predictions to expect. pad_id, pad_to: how shorter samples are filled up, to `pad_to` tokens or
     to the longest of the batch, rounded up to a multiple of 8; an attention mask is made only if one is. full_head: leave the
-    labels where they are.
+    labels where they are. varlen: of document_packing.collate.
     """
 
     law: MaskingLaw
     pad_id: int
     pad_to: int | None = None
     full_head: bool = False
+    varlen: bool = False
 
     def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor]:
         """`input_ids` (batch, length) and, with padding, `attention_mask`, or for blocks of whole documents what
@@ -115,7 +116,7 @@ class MaskedCollator:
             labels[row, : lengths[row]] = sample["labels"]
         batch = {"input_ids": input_ids}
         if "documents" in samples[0]:
-            batch |= document_packing.collate(samples, length)
+            batch |= document_packing.collate(samples, length, self.varlen)
         elif padded:
             batch["attention_mask"] = (np.arange(length) < np.array(lengths)[:, None]).astype(np.int64)
         if self.full_head:
