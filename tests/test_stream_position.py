@@ -182,6 +182,7 @@ def test_two_processes_resume_in_mid_stream(corpus, tmp_path):
         "data_state_1.json",
     }
     found = results(tmp_path / "whole")
+    assert found["data_seconds"] >= 0 and found["data_dropped_tokens"] == 0
     assert found["data_tokens"] == results(tmp_path / "resumed")["data_tokens"] == 8 * 2 * 2 * 2 * 32
     # What ranks evaluate together is what one does alone: each sample counts once.
     run_script(

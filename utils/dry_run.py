@@ -68,7 +68,7 @@ def plan(trainer, text: dict, checkpoint: str | None = None) -> list[tuple[str, 
     if checkpoint is not None:
         lines.append(("resumes from", checkpoint))
     if "data_tokens" in text:
-        dropped = text.get("data_dropped_tokens", 0)
+        dropped = text["data_dropped_tokens"]
         lines.append(("training text", f"{text['data_tokens']:,} tokens, of which {dropped:,} are in no sample"))
     for name, wanted, dataset in (
         ("training samples", args.do_train, trainer.train_dataset),

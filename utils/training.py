@@ -31,6 +31,8 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None,
         metrics |= trainer.throughput.metrics() | figures
         if trainer.stream_loader is not None:
             metrics["data_tokens"] = trainer.streamed_tokens()
+            # Text becomes ids beside the training: what counts is how long that waited.
+            metrics["data_seconds"] = round(trainer.throughput.whole.waiting, 3)
         metrics["train_peak_memory_bytes"] = device.peak_memory(args.device)
         trainer.log_metrics("train", metrics)
         if trainer.combined is not None and args.use_combine_grad:
