@@ -10,11 +10,11 @@ GROUPS = {
     "The run": r"do_train|do_eval|output_dir|overwrite_output_dir|resume_from_checkpoint|seed|dry_run|print_config",
     "Precision and combined gradients": r"fp16|bf16|fp16_opt_level|loss_scale|use_combine_grad|half_precision_backend",
     "Device": r"device_id|use_cpu|npu_.*",
-    "Interruptions": r"async_save|save_on_signal|max_train_time|max_bad_steps|on_loss_spike",
+    "Interruptions": r"save_on_signal|max_train_time|max_bad_steps|on_loss_spike",
     "Training": r"per_device_.*|num_train_epochs|max_steps|gradient_accumulation_steps|learning_rate|lr_.*|warmup_.*|"
     r"weight_decay|max_grad_norm|label_smoothing_factor|optim.*|adam_.*|neftune.*|average_tokens.*|auto_find_batch_size",
     "Evaluation": r"eval_.*|prediction_loss_only|batch_eval_metrics|include_for_metrics|do_predict|.*_full_eval|label_names",
-    "Saving": r"save_.*|load_best.*|metric_for_best.*|greater_is_better|enable_jit_checkpoint|restore_callback.*|"
+    "Saving": r"save_.*|async_save|load_best.*|metric_for_best.*|greater_is_better|enable_jit_checkpoint|restore_callback.*|"
     r"ignore_data_skip",
     "Log": r"log.*|report_to|run_name|disable_tqdm|project|trackio_.*|include_num_input.*|skip_memory_metrics|debug|mfu.*",
     "Hub": r"hub.*|push_to_hub.*",
