@@ -109,8 +109,10 @@ def check_surrogates(file: str) -> None:
     if not _is_json_array(file):
         return
     with open_decompressed(file) as stream:
-        if ESCAPED_PAIR.search(stream.read()):
-            _check_json_array(file)
+        is_suspect = ESCAPED_PAIR.search(stream.read())
+    if is_suspect:
+        check_encoding(file)
+        _check_json_array(file)
 
 
 def _csv_rows(file: str):
@@ -133,7 +135,7 @@ def _check_json(file: str) -> None:
 
 def _is_json_array(file: str) -> bool:
     with open_decompressed(file) as stream:
-        return io.TextIOWrapper(stream, encoding="utf-8-sig").read(1 << 10).lstrip().startswith("[")
+        return stream.read(1 << 10).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _check_json_array(file: str) -> None:
