@@ -104,6 +104,6 @@ def explain(error: Exception, flag: str, name: str) -> UsageError:
         return UsageError(
             f"{flag} {name}: the hub at {endpoint} cannot be reached and the offline cache (HF_HOME) does not hold it; set "
             "HF_ENDPOINT to a mirror, or take it from ModelScope by --hub modelscope, or copy a cache (HF_HOME) that holds it "
-            "from a machine with a network, or name a local folder"
+            "from a machine with a network, or name a local folder, or give local text by --train_file"
         )
     return UsageError(f"{flag} {name}: cannot be loaded: {one_line(error)[:300]}")
