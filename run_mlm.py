@@ -71,7 +71,7 @@ def main() -> None:
         ),
         loss_sum=rows.loss_sum,
         token_sums=rows.token_sums,
-        head_gives_sums=bool(in_chunks),
+        head_gives_sums=in_chunks,
     )
 
     # Train, evaluate, report; or say what that would be.

@@ -19,8 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from utils.arguments import LanguageModelingArguments
 from utils.packing import Blocks
+from utils.training_arguments import LanguageModelingArguments
 
 # What is not the default of a configuration, for models of their real size.
 MODELS = {
@@ -192,7 +192,7 @@ def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarra
         relative_attention.follow_half_weights(model)
         relative_attention.predict_only_targets(model)
     if recipe.objective != "clm":
-        in_chunks = chunked_head.give_sums(model) is not None
+        in_chunks = chunked_head.give_sums(model)
     args = arguments(recipe, LanguageModelingArguments)
     trainer = LanguageModelingTrainer(
         model=model,

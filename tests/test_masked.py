@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from utils.arguments import LanguageModelingArguments
 from utils.objectives import drawing, masked, rows
 from utils.packing import Blocks, Lines
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 MASK, PAD, SPECIAL = 4, 0, 5  # ids below SPECIAL are special tokens
 

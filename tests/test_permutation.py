@@ -22,10 +22,10 @@ from tiny_xlnet import (
 )
 from transformers import DataCollatorForPermutationLanguageModeling, Trainer, TrainingArguments
 
-from utils.arguments import LanguageModelingArguments
 from utils.objectives import drawing, permutation, rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 
 # ---- predicted rows only ----

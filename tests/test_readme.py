@@ -13,6 +13,7 @@ from utils import arguments, config_file
 from utils.amp import choose_precision
 from utils.data_arguments import CausalDataArguments, MaskedDataArguments, PermutedDataArguments
 from utils.legacy_arguments import modernize
+from utils.training_arguments import ELEMENTWISE_OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "README.zh-CN.md")
@@ -147,7 +148,7 @@ def check(parsed: Namespace, data: type) -> None:
     part(arguments.ModelArguments)
     arguments.check_run(part(data), parsed)
     choose_precision(parsed.fp16, parsed.bf16, parsed.fp16_opt_level, parsed.loss_scale)
-    assert parsed.optim in arguments.ELEMENTWISE_OPTIMIZERS or not parsed.use_combine_grad
+    assert parsed.optim in ELEMENTWISE_OPTIMIZERS or not parsed.use_combine_grad
     assert parsed.output_dir
 
 

@@ -8,11 +8,11 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerState
 
-from utils.arguments import LanguageModelingArguments
 from utils.objectives import drawing, masked, rows
 from utils.packing import Lines
 from utils.sampling import EpochBegins, LengthGroups
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 COUNT, LONGEST = 160, 60
 LAW = masked.MaskingLaw(0.15, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)

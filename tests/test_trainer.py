@@ -9,10 +9,10 @@ import torch
 from operator_count import OperatorCount
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from utils.arguments import LanguageModelingArguments
 from utils.objectives import causal
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 LEVELS = {
     "O0": {},

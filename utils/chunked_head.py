@@ -14,18 +14,23 @@ from torch.nn import functional
 from utils import chunked_loss
 
 
-def give_sums(model: nn.Module, shift: bool = False, label_smoothing: float = 0.0) -> Callable[[], None] | None:
+def give_sums(
+    model: nn.Module,
+    shift: bool = False,
+    label_smoothing: float = 0.0,
+    fits: Callable[[], bool] | None = None,
+) -> bool:
     """Lets `model(**batch, targets=labels)` have as its `logits`
 
     in training: the summed cross-entropy, chunked_loss.loss_sum, a scalar;
     in evaluation: correct predictions, targets and negative log-likelihood of each sample, chunked_loss.token_sums.
 
-    shift: position i predicts label i + 1. Returns what undoes this; None, and does nothing, for a model whose last layer
-    is no plain linear one.
+    shift: position i predicts label i + 1. fits: asked once this is done; it is undone if the answer is no. Returns whether
+    the model gives sums; a model whose last layer is no plain linear one is left alone.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear:
-        return None
+        return False
     whole_logits = head.forward
     head.targets = None
 
@@ -46,8 +51,8 @@ def give_sums(model: nn.Module, shift: bool = False, label_smoothing: float = 0.
     head.forward = forward
     hook = model.register_forward_pre_hook(take_targets, with_kwargs=True)
 
-    def undo() -> None:
-        hook.remove()
-        del head.forward
-
-    return undo
+    if fits is None or fits():
+        return True
+    hook.remove()
+    del head.forward
+    return False

@@ -53,7 +53,8 @@ class DataArguments:
         metadata={"help": "With packing blocks: keep the last block of a split, which is shorter, and pad it."},
     )
     streaming: bool = field(
-        default=False, metadata={"help": "Read the text while training, never all of it. From the hub it needs --max_steps."}
+        default=False,
+        metadata={"help": "Read the text while training, never all of it. From the hub it needs --max_steps."},
     )
     shuffle_buffer_size: int = field(
         default=1000,

@@ -13,12 +13,13 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from utils import modelscope, tokenizer_training
-from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.errors import UsageError, one_line
 from utils.hub import CANONICAL_MODELS, explain
+from utils.model_arguments import ModelArguments
 from utils.native_activations import use_native_activations
 from utils.packing import position_count
 from utils.streaming import Stream
+from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 

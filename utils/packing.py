@@ -7,12 +7,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
 from utils.document_packing import DocumentBlocks
 from utils.errors import UsageError
 from utils.token_cache import Tokens
 from utils.tokenization import check_room, tokenize_all
+from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 

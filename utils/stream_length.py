@@ -11,12 +11,12 @@ from pathlib import Path
 import datasets
 import xxhash
 
-from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.stream_windows import Cutter, text_chunks
 from utils.streaming import Reader, Stream, byte_counts
 from utils.tokenization import StreamEncoder, describe
+from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 

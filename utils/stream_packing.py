@@ -13,12 +13,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from utils import stream_length
-from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.stream_windows import NOTHING, Begin, Cutter, ahead, windows
 from utils.streaming import Reader, Stream
 from utils.tokenization import StreamEncoder, check_room
+from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 

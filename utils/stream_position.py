@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainerCallback
 
-from utils.arguments import LanguageModelingArguments
 from utils.document_packing import FILLER
 from utils.errors import UsageError
+from utils.training_arguments import LanguageModelingArguments
 
 FILE = "data_state_{}.json"
 

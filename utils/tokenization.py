@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from utils import fast_encoding, pieces, token_cache
-from utils.arguments import LanguageModelingArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.token_cache import Tokens, Totals, Writer, cached
+from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 

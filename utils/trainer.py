@@ -1,4 +1,6 @@
-"""transformers' Trainer with native O0-O3 precision, combined gradients and constant-memory evaluation.
+"""transformers' Trainer with native O0-O3 precision, combined gradients, streams and samples in an order of their own.
+
+What else it does has its room in the classes it comes of: CheckpointedTrainer, WatchedTrainer, ObjectiveTrainer.
 
 Every method here is a narrow hook: it does one thing before or after the method it overrides, whose body stays
 transformers' own. With all options off it trains bit for bit as Trainer does.
@@ -6,110 +8,32 @@ transformers' own. With all options off it trains bit for bit as Trainer does.
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable
 
 import torch
-from transformers import ProgressCallback, TrainerCallback
 
 from utils import device, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
-from utils.bad_numbers import BadSteps, LossSpike, LossSpikes
-from utils.checkpointed_trainer import CheckpointedTrainer
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError, one_line
-from utils.heartbeat import EXIT_CODE, Heartbeats
-from utils.metrics import RunningSums, TokenAccuracy
-from utils.preemption import EvaluationStopped, Preemption, evaluation_is_missing
-from utils.progress_bar import ProgressBar
+from utils.objective_trainer import ObjectiveTrainer
 from utils.sampling import EpochBegins, LengthGroups
-from utils.signals import Stopped
-from utils.throughput import Throughput, ThroughputClock
+from utils.watched_trainer import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class SkippedSteps(TrainerCallback):
-    """Counts the steps that were skipped because a gradient overflowed, and tells of each."""
+class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
+    """Trainer for LanguageModelingArguments, with what ObjectiveTrainer takes."""
 
-    def on_step_end(self, args, state, control, optimizer=None, **_):
-        if not optimizer.step_was_skipped:
-            return
-        optimizer.scaler.skipped_steps += 1
-        logger.warning(
-            "step %d: a gradient overflowed, so weights and learning rate stay as they are; the loss scale is now %g",
-            state.global_step,
-            optimizer.scaler.get_scale(),
-        )
-
-
-class LanguageModelingTrainer(CheckpointedTrainer):
-    """Trainer for LanguageModelingArguments.
-
-    loss_sum: (logits, labels, label_smoothing) -> the summed loss of a batch whose logits are its predicted rows only.
-        None: the model computes its loss.
-    token_sums: (logits, labels) -> float32 of shape (batch, 3), each sample's correct predictions, targets and negative
-        log-likelihood: the objective's evaluation.
-    head_gives_sums: the model gives both itself, in place of logits: see chunked_head.give_sums.
-    """
-
-    def __init__(
-        self,
-        *arguments,
-        loss_sum: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None,
-        token_sums: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        head_gives_sums: bool = False,
-        **named,
-    ):
-        self.head_gives_sums = head_gives_sums
-        self.loss_sum = loss_sum
-        self.token_sums = token_sums
-        self.running_sums: RunningSums | None = None
-        self.evaluated_samples = 0
-        self.evaluates_stream = False
+    def __init__(self, *arguments, **named):
         self.complete_model_card: Callable[[], None] | None = None  # called whenever transformers has written it
-        self.throughput: Throughput | None = None
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
-        # transformers would read each loss on the host, to put a mean in the place of one that is not finite.
-        self.args.logging_nan_inf_filter = False
-        if loss_sum is not None or head_gives_sums:
-            self.model_accepts_loss_kwargs = True  # compute_loss divides by the targets of all micro-batches
-        self.add_callback(SkippedSteps())
-        self.bad_steps = BadSteps(self)
-        self.add_callback(self.bad_steps)
-        self.loss_spikes = LossSpikes(self.args)
-        self._skips_to: int | None = None  # after a rollback: the last step whose batches are skipped
-        self._skipped_steps = 0
-        self._logged_before = 0
-        self.add_callback(ThroughputClock(self))
         self.add_callback(EpochBegins())
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(ProgressBar())
-        self.heartbeats = Heartbeats()
-        self.add_callback(self.heartbeats)
-        self.preemption = Preemption(self)
-        self.add_callback(self.preemption)
-
-    def train(self, resume_from_checkpoint=None, **named):
-        while True:
-            try:
-                return self._train_until_the_loss_leaps(resume_from_checkpoint, **named)
-            except LossSpike as spike:
-                resume_from_checkpoint, self._skips_to = spike.checkpoint, spike.step
-
-    def _train_until_the_loss_leaps(self, resume_from_checkpoint, **named):
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **named)
-        except RuntimeError as error:
-            lost = self.heartbeats.explain()
-            if lost is None or logger.isEnabledFor(logging.DEBUG):
-                raise
-            logger.error("%s; so this rank ends too (%s)", lost, one_line(error))
-            raise Stopped(EXIT_CODE, None) from error
 
     # ---- precision ----
     def _build_accelerator_args(self, **named) -> dict:
@@ -178,6 +102,10 @@ class LanguageModelingTrainer(CheckpointedTrainer):
                 optimizer.defaults["eps"],
             )
 
+    def evaluation_loop(self, *arguments, **named):
+        self._cast_model()  # where nothing was trained before
+        return super().evaluation_loop(*arguments, **named)
+
     def _cast_model(self) -> dict:
         if self._model_is_cast or self.apex is not None or not self.args.precision.casts_model:
             return {}
@@ -222,12 +150,6 @@ class LanguageModelingTrainer(CheckpointedTrainer):
 
     def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
         place = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
-        if self._skips_to is not None:
-            # A skipped step counts as one that updated nothing: data, schedule and the run's length stay what they were.
-            self._skipped_steps = self._skips_to - self.state.global_step
-            self.state.global_step, self._skips_to = self._skips_to, None
-            epoch, steps = divmod(self.state.global_step, steps_per_epoch)
-            return epoch, steps * self.args.gradient_accumulation_steps
         if self.stream_loader is None or resume_from_checkpoint is None:
             return place
         if not self.args.ignore_data_skip:
@@ -251,9 +173,6 @@ class LanguageModelingTrainer(CheckpointedTrainer):
             self.accelerator.scaler.forget_step()
         if self.apex is not None:
             self.apex.route_zero_grad(prepared[0])
-        while self._skipped_steps > 0:
-            self.lr_scheduler.step()
-            self._skipped_steps -= 1
         return prepared
 
     def _unscale_gradients(self) -> None:
@@ -277,9 +196,7 @@ class LanguageModelingTrainer(CheckpointedTrainer):
                 grad_norm = self.combined.grad_norm()
             elif self.apex is not None:
                 grad_norm = self.apex.grad_norm()
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self.bad_steps.before_update(grad_norm)
-        return grad_norm
+        return super()._get_grad_norm(model, grad_norm=grad_norm)
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.
@@ -353,114 +270,3 @@ class LanguageModelingTrainer(CheckpointedTrainer):
         super().create_model_card(*arguments, **named)
         if self.complete_model_card is not None and self.is_world_process_zero():
             self.complete_model_card()
-
-    # ---- loss ----
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.loss_sum is None and not self.head_gives_sums:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
-        if self.head_gives_sums:
-            outputs = model(**inputs, targets=labels)
-            loss_sum = outputs["logits"]
-        else:
-            outputs = model(**inputs)
-            loss_sum = self.loss_sum(outputs["logits"], labels, self.args.label_smoothing_factor)
-        targets = num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum()
-        loss = loss_sum / targets.clamp(min=1)
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, targets are all of them
-        return (loss, outputs) if return_outputs else loss
-
-    # ---- evaluation ----
-    def evaluation_loop(self, dataloader, *arguments, **named):
-        self._cast_model()
-        self.evaluates_stream = isinstance(dataloader.dataset, torch.utils.data.IterableDataset)
-        prefix = named.get("metric_key_prefix", "eval")
-        self.running_sums = RunningSums(3, self.args.device) if self.token_sums is not None else None
-        self.evaluated_samples = 0
-        output = super().evaluation_loop(dataloader, *arguments, **named)
-        if self.running_sums is not None:
-            sums = self.running_sums.tolist(self.accelerator.gather if self.evaluates_stream else None)
-            correct, targets, negative_log_likelihood = sums
-            if self.evaluates_stream:
-                count = torch.tensor([self.evaluated_samples], device=self.args.device)
-                self.evaluated_samples = int(self.accelerator.gather(count).sum())
-            if targets == 0:
-                raise UsageError("--do_eval: nothing is predicted in so little validation text; give more of it")
-            metrics = TokenAccuracy().compute(
-                correct=[correct], targets=[targets], negative_log_likelihood=[negative_log_likelihood]
-            )
-            output.metrics[f"{prefix}_loss"] = metrics["loss"]
-            output.metrics[f"{prefix}_accuracy"] = metrics["accuracy"]
-        return output
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self.running_sums is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs.pop("labels")
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if self.head_gives_sums:
-                inputs["targets"] = labels
-            sums = model(**inputs)["logits"]  # by name: apex's O2 makes a plain dict of the outputs
-            if not self.head_gives_sums:
-                sums = self.token_sums(sums, labels)
-            # By sample, so that the gathering can drop those that fill up the last batch of some ranks.
-            if not self.evaluates_stream:  # of that, ranks may have unequal numbers of batches: they gather at the end
-                sums = self.gather_function(sums)
-        self.running_sums.add(sums.sum(dim=0))
-        self.evaluated_samples += len(sums)
-        return None, None, None
-
-    # ---- log ----
-    def log(self, logs, start_time=None) -> None:
-        if "loss" in logs:
-            self.bad_steps.settle()
-            if self.bad_steps.since_log:
-                logs["bad_steps"], self.bad_steps.since_log = self.bad_steps.since_log, 0
-            logs |= self.throughput.log()
-        if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
-            scaler = self.accelerator.scaler
-            logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
-            logs["skipped_steps"] = scaler.skipped_steps if scaler is not None else 0
-        super().log(logs, start_time)
-        if "loss" in logs:
-            if self.args.on_loss_spike == "rollback":
-                self.finish_saves()  # so that the newest can be gone back to
-            self.loss_spikes.look(logs["loss"], self._logged_before, self.state.global_step)
-
-    def get_batch_samples(self, *arguments, **named):
-        if self.state.global_step >= self.state.max_steps:  # stopped after its last step: Trainer would do one more
-            self.control.should_training_stop = True
-            return [], None
-        self.heartbeats.at(self.state, "waiting for a batch")
-        start = time.perf_counter()
-        batches = super().get_batch_samples(*arguments, **named)
-        self.throughput.wait(time.perf_counter() - start)
-        return batches
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        samples, length = inputs["input_ids"].shape
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.throughput.count(samples, length)
-        return loss
-
-    def _maybe_log_save_evaluate(self, *arguments, **named):
-        busy = self.control.should_evaluate or self.control.should_save
-        self._logged_before = self._globalstep_last_logged
-        if self.control.should_save:
-            self.bad_steps.settle()
-        start = time.perf_counter()
-        try:
-            super()._maybe_log_save_evaluate(*arguments, **named)
-        except EvaluationStopped:
-            self.control.should_evaluate, self.control.should_save = False, True
-            super()._maybe_log_save_evaluate(*arguments, **named)
-        self.preemption.stop_if_saved(self.args, self.state, self.control)
-        if busy:
-            self.throughput.pause(time.perf_counter() - start)
-
-    def evaluate_what_was_missed(self) -> None:
-        """Evaluates the step that training goes on from, if it was stopped before it could be evaluated."""
-        if evaluation_is_missing(self.args, self.state):
-            self._determine_best_metric(self._evaluate(None, None), None)

@@ -4,11 +4,12 @@ import functools
 import logging
 
 from utils import device, model_card, output_folder, past_run, report, results_row
-from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.metrics import perplexity
+from utils.model_arguments import ModelArguments
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 

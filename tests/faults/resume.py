@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
-from utils.arguments import LanguageModelingArguments
 from utils.objectives import causal, drawing, masked, rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 BLOCKS = 27  # on 1 rank 7 batches of 4, the last one short: with 3 batches an update the last of an epoch has one
 O2 = {"fp16": True, "fp16_opt_level": "O2"}

@@ -16,10 +16,11 @@ from commands import ROOT, run
 from transformers import AutoTokenizer
 
 from utils import corpus, hub, output_folder, tokenization
-from utils.arguments import LanguageModelingArguments, ModelArguments
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.model import load_config
+from utils.model_arguments import ModelArguments
+from utils.training_arguments import LanguageModelingArguments
 
 MEGABYTE = 1 << 20
 # Reads or tokenizes a file in a process of its own; prints the outcome and the most memory it had, in MiB.
