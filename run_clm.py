@@ -17,6 +17,7 @@ def main() -> None:
         device,
         document_packing,
         dry_run,
+        host_memory,
         log,
         model,
         output_folder,
@@ -45,6 +46,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
+    host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config)
     causal.expect_whole_blocks()

@@ -18,6 +18,7 @@ def main() -> None:
         device,
         document_packing,
         dry_run,
+        host_memory,
         log,
         model,
         output_folder,
@@ -54,6 +55,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_mlm.py", wanted)
 
     # Model and trainer. The head predicts what is hidden, and nothing else.
+    host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config)
     varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network)

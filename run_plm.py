@@ -17,6 +17,7 @@ def main() -> None:
         corpus,
         device,
         dry_run,
+        host_memory,
         log,
         model,
         output_folder,
@@ -55,6 +56,7 @@ def main() -> None:
     output_folder.begin_for_all(args, "run_plm.py", wanted)
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
+    host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config)
     relative_attention.leave_out_segments(network)

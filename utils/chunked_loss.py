@@ -2,7 +2,8 @@
 
 Chunks are few and of one size, every operator is a plain one of torch's, and nothing waits for the device, so that an NPU
 runs it as it is. torch's own `linear_cross_entropy` (2.13) does likewise in chunks, but has no label smoothing there, cannot
-be compiled, and was slower on a CPU. This module knows torch only.
+be compiled, and was slower on a CPU. On a CPU a chunk's logits are made in tiles as well: see tiled_loss.
+This module knows torch only.
 """
 
 import math
@@ -10,11 +11,14 @@ import math
 import torch
 from torch.nn import functional
 
+from utils import tiled_loss
+
 IGNORED = -100
 # The float32 logits of one chunk, in bytes. The weight's gradient is added up once a chunk, which costs little beside the
 # products if chunks are large: with 64 rows of GPT-2's 50,257 outputs a CPU took half as long again as with 512.
-CHUNK_BYTES = {"cpu": 128 * 2**20}
+CHUNK_BYTES = {"cpu": 256 * 2**20}
 CHUNK_BYTES_ON_A_DEVICE = 512 * 2**20
+TILED_ON = ("cpu",)  # types of device
 
 
 def loss_sum(
@@ -55,19 +59,24 @@ def token_sums(
     """
     rows, flat = hidden.flatten(0, 1), labels.flatten()
     chunk = chunk or chunk_rows(len(rows), len(weight), rows.device.type)
-    dtype = _product_type(weight)
-    correct, losses = [], []
+    dtype, is_target = _product_type(weight), labels != IGNORED
     with torch.autocast(rows.device.type, enabled=False):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        for some, targets in zip(rows.split(chunk), flat.split(chunk), strict=True):
-            logits = functional.linear(some.to(dtype), weight, bias)
-            correct.append(logits.argmax(dim=-1) == targets)
-            losses.append(functional.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none"))
-            del logits  # before the next chunk's come
-    is_target = labels != IGNORED
-    correct = torch.cat(correct).view_as(labels) & is_target
-    losses = torch.cat(losses).view_as(labels)
-    return torch.stack([correct.sum(1).float(), is_target.sum(1).float(), losses.sum(1)], dim=1)
+        sums_of_rows = tiled_loss.correct_and_losses if _in_tiles(rows, dtype) else _correct_and_losses
+        correct, losses = sums_of_rows(rows.to(dtype), weight, bias, flat.clamp(min=0), chunk)
+    correct, losses = correct.view_as(labels) & is_target, losses.view_as(labels) * is_target
+    return torch.stack([correct.sum(1).float(), is_target.sum(1).float(), losses.sum(1).float()], dim=1)
+
+
+def _correct_and_losses(rows, weight, bias, targets, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As tiled_loss.correct_and_losses, by whole chunks."""
+    correct, losses = [], []
+    for some, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
+        logits = functional.linear(some, weight, bias)
+        correct.append(logits.argmax(dim=-1) == target)
+        losses.append(functional.cross_entropy(logits.float(), target, reduction="none"))
+        del logits  # before the next chunk's come
+    return torch.cat(correct), torch.cat(losses)
 
 
 def chunk_rows(rows: int, vocabulary: int, device_type: str) -> int:
@@ -83,51 +92,71 @@ def _product_type(weight: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+def _in_tiles(rows: torch.Tensor, dtype: torch.dtype) -> bool:
+    # A compiler makes of a chunk's operators what tiles are for, and would take long over so many of them.
+    full = dtype in (torch.float32, torch.float64)
+    return full and rows.device.type in TILED_ON and not torch.compiler.is_compiling()
+
+
+def _loss_and_gradients(rows, weight, bias, targets, is_target, smoothing, chunk, wanted) -> tuple:
+    """As tiled_loss.loss_and_gradients, by whole chunks; weights of any type, gradients to them in is_target's."""
+    (to_rows, to_weight, to_bias), dtype, exact = wanted, rows.dtype, is_target.dtype
+    d_rows = torch.empty_like(rows) if to_rows else None
+    d_weight = torch.zeros_like(weight, dtype=exact) if to_weight else None
+    d_bias = torch.zeros_like(bias, dtype=exact) if to_bias else None
+    losses = []
+    for start in range(0, len(rows), chunk):
+        some, counts = rows[start : start + chunk], is_target[start : start + chunk]
+        column = targets[start : start + chunk].unsqueeze(1)
+        log_p = functional.log_softmax(functional.linear(some, weight, bias), dim=-1, dtype=exact)
+        of_targets = log_p.gather(1, column)
+        loss = -of_targets.squeeze(1)
+        if smoothing:
+            loss = (1 - smoothing) * loss - smoothing * log_p.mean(dim=1)
+        losses.append(loss * counts)
+        if not any(wanted):
+            del log_p  # before the next chunk's come
+            continue
+        # d loss / d logits = p - target distribution, in the memory of log p. Rows that are no targets are zeroed in what
+        # is multiplied with it, which is smaller.
+        gradient = log_p.exp_()
+        gradient.scatter_(1, column, of_targets.exp() - (1 - smoothing))
+        if smoothing:
+            gradient.sub_(smoothing / len(weight))
+        if to_bias:
+            d_bias.add_((counts.unsqueeze(0) @ gradient).squeeze(0))
+        gradient = gradient.to(dtype)
+        if to_rows:
+            d_rows[start : start + chunk] = (gradient @ weight).mul_(counts.to(dtype).unsqueeze(1))
+        if to_weight:
+            targets_only = some * counts.to(dtype).unsqueeze(1)
+            if dtype == exact:
+                d_weight.addmm_(gradient.t(), targets_only)
+            else:
+                d_weight.add_(gradient.t() @ targets_only)
+        del log_p, gradient
+    return torch.cat(losses).sum(), d_rows, d_weight, d_bias
+
+
 class _LossSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, smoothing, chunk, dtype, with_gradients):
-        to_hidden, to_weight, to_bias = (with_gradients and needed for needed in ctx.needs_input_grad[:3])
+        wanted = tuple(with_gradients and needed for needed in ctx.needs_input_grad[:3])
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        d_hidden = torch.empty_like(hidden, dtype=dtype) if to_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=exact) if to_weight else None
-        d_bias = torch.zeros_like(bias, dtype=exact) if to_bias else None
-        losses = []
         with torch.autocast(hidden.device.type, enabled=False):
-            matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for start in range(0, len(hidden), chunk):
-                rows, targets = hidden[start : start + chunk].to(dtype), labels[start : start + chunk]
-                is_target = (targets != IGNORED).to(exact)
-                column = targets.clamp(min=0).unsqueeze(1)
-                log_p = functional.log_softmax(functional.linear(rows, matrix, offset), dim=-1, dtype=exact)
-                of_targets = log_p.gather(1, column)
-                loss = -of_targets.squeeze(1)
-                if smoothing:
-                    loss = (1 - smoothing) * loss - smoothing * log_p.mean(dim=1)
-                losses.append(loss * is_target)
-                if not with_gradients:
-                    del log_p  # before the next chunk's come
-                    continue
-                # d loss / d logits = p - target distribution, in the memory of log p. Rows that are no targets are
-                # zeroed in what is multiplied with it, which is smaller.
-                gradient = log_p.exp_()
-                gradient.scatter_(1, column, of_targets.exp() - (1 - smoothing))
-                if smoothing:
-                    gradient.sub_(smoothing / len(weight))
-                if to_bias:
-                    d_bias.add_((is_target.unsqueeze(0) @ gradient).squeeze(0))
-                gradient = gradient.to(dtype)
-                if to_hidden:
-                    d_hidden[start : start + chunk] = (gradient @ matrix).mul_(is_target.to(dtype).unsqueeze(1))
-                if to_weight:
-                    targets_only = rows * is_target.to(dtype).unsqueeze(1)
-                    if dtype == exact:
-                        d_weight.addmm_(gradient.t(), targets_only)
-                    else:
-                        d_weight.add_(gradient.t() @ targets_only)
-                del log_p, gradient
+            loss, *gradients = (tiled_loss.loss_and_gradients if _in_tiles(hidden, dtype) else _loss_and_gradients)(
+                hidden.to(dtype),
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
+                labels.clamp(min=0),
+                (labels != IGNORED).to(exact),
+                smoothing,
+                chunk,
+                wanted,
+            )
         ctx.types = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        return torch.cat(losses).sum()
+        ctx.save_for_backward(*gradients)
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy
 
-from utils import cann, device_peaks
+from utils import cann, device_peaks, host_memory
 from utils.errors import UsageError, leave, one_line
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def process_count() -> int:
 
 torch_npu = None
 _select_device(sys.argv[1:])
+host_memory.ask_for_huge_pages()
 _uses_npu = cann.prepare_import(sys.argv[1:], NPU_VARIABLES)
 try:
     import torch  # which imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
