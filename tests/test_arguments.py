@@ -99,6 +99,9 @@ VALUES = {
     "optim_args": (["a=1"], "a=1"),
     "report_to": (["none"], []),
     "torch_compile_backend": (["eager"], "eager"),
+    "torch_compile": ([], True),
+    "tf32": (["false"], False),
+    "dataloader_num_workers": (["2"], 2),
 }
 
 

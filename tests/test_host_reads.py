@@ -27,7 +27,9 @@ def reads(folder, make, **flags) -> list[str]:
 
 
 @pytest.mark.parametrize("flags", FLAGS)
-@pytest.mark.parametrize("make", [objectives.gpt2, objectives.roberta, objectives.xlnet], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [objectives.gpt2, objectives.roberta, objectives.xlnet], ids=lambda make: make.__name__
+)
 def test_a_step_reads_nothing(tmp_path, make, flags):
     found = reads(tmp_path, make, **FLAGS[flags])
     assert [read for read in found if read != LATE] == []

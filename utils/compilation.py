@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import numpy as np
 from transformers import TrainingArguments
 
-from utils import device, device_compilers, flops
+from utils import device, device_compilers
 from utils.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ FIXED_SECONDS, LAYER_SECONDS = 15.0, 4.0
 EAGER_MFU = 0.35
 LAUNCH_SECONDS = 0.8e-3  # of a layer, forward and backward
 MARGIN = 2.0
+CHOSEN = "inductor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +144,11 @@ def choose(trainer, steps: int) -> None:
     """
     args = trainer.args
     plugin = trainer.accelerator.state.dynamo_plugin
-    if args.torch_compile is not None or plugin.backend.value.lower() != "no" or not device_compilers.may_pay(args.device):
+    if (
+        args.torch_compile is not None
+        or plugin.backend.value.lower() != "no"
+        or not device_compilers.may_pay(args.device)
+    ):
         return
     reason = why_not(trainer)
     if reason is not None:
@@ -157,11 +162,13 @@ def choose(trainer, steps: int) -> None:
     if args.process_index == 0:
         logger.info(sentence)
     if compiles:
-        let_through(plugin, "inductor")
+        let_through(plugin, CHOSEN)
 
 
 def why_not(trainer) -> str | None:
     """Why a run does not compile by itself, however long it is; None if it may."""
+    from utils import flops
+
     args = trainer.args
     if args.layers_are_patched or args.n_gpu > 1:
         return "apex, FSDP, DeepSpeed and DataParallel are left as they are"
@@ -173,7 +180,7 @@ def why_not(trainer) -> str | None:
         return "batches differ in length"
     if flops.count_model_flops(trainer.model) is None:
         return "the model's FLOPs cannot be counted"
-    return device_compilers.missing(args.device, "inductor")
+    return device_compilers.missing(args.device, CHOSEN)
 
 
 def lengths_are_equal(samples, collate) -> bool:
@@ -188,6 +195,8 @@ def lengths_are_equal(samples, collate) -> bool:
 
 def describe(trainer, steps: int) -> Run:
     """A trainer's run. Its model's FLOPs can be counted."""
+    from utils import flops
+
     args, config = trainer.args, trainer.model.config
     layers = getattr(config, "num_hidden_layers", None) or 12
     length = _length(trainer.train_dataset)

@@ -114,7 +114,9 @@ class LanguageModelingArguments(TrainingArguments):
 
     torch_compile: bool | None = field(
         default=None,
-        metadata={"help": "Compile the model with torch.compile. Default: on CUDA, if it pays within the run's length."},
+        metadata={
+            "help": "Compile the model with torch.compile. Default: on CUDA, if it pays within the run's length."
+        },
     )
     dataloader_num_workers: int | None = field(
         default=None,
