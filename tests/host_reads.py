@@ -16,7 +16,7 @@ OURS = ("/utils/", "/transformers/", "/accelerate/", "/tests/")
 def place() -> str:
     """The innermost line of the project, transformers or accelerate: "file.py:function"."""
     frames = [frame for frame in traceback.extract_stack() if any(part in frame.filename for part in OURS)]
-    frame = next(frame for frame in reversed(frames) if "/torch/" not in frame.filename)
+    frame = next(f for f in reversed(frames) if "/torch/" not in f.filename and f.filename != __file__)
     return f"{frame.filename.rsplit('/', 1)[-1]}:{frame.name}"
 
 

@@ -83,7 +83,7 @@ def step_seconds(step_flops: float, peak_flops: float, layers: int, micro_batche
 
 def _duration(seconds: float) -> str:
     if seconds < 0.95:
-        return f"{seconds * 1000:.2g} ms"
+        return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.0f} h"
