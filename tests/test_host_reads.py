@@ -15,8 +15,8 @@ FLAGS = {
 }
 # A number that was launched a step before, and copied to pinned memory since then: nothing waits for it.
 LATE = "_local_scalar_dense at device.py:get"
-# The verdict on a loss scale, which decides whether the learning rate moves on.
-VERDICT = "_local_scalar_dense at amp.py"
+# Numbers that no device has ever had: the epoch that tokens are drawn for, and the order of samples.
+ON_THE_HOST = ("drawing.py:__getitem__", "data_loader.py:__iter__")
 
 
 def reads(folder, make, **flags) -> list[str]:
@@ -32,15 +32,15 @@ def reads(folder, make, **flags) -> list[str]:
 )
 def test_a_step_reads_nothing(tmp_path, make, flags):
     found = reads(tmp_path, make, **FLAGS[flags])
-    assert [read for read in found if read != LATE] == []
-    assert len(found) <= 3
+    late = [read for read in found if read == LATE]
+    assert [read for read in found if read != LATE and not read.endswith(ON_THE_HOST)] == []
+    assert len(late) <= 3
 
 
 @pytest.mark.parametrize("combined", [True, False])
 def test_a_dynamic_loss_scale_is_read_once_a_step(tmp_path, combined):
     found = reads(tmp_path, objectives.gpt2, fp16=True, fp16_opt_level="O2", use_combine_grad=combined)
-    print(found)
-    assert len(found) == 3
+    assert len(found) == 3, found
 
 
 def test_every_way_of_reading_is_seen():
@@ -71,4 +71,4 @@ def test_a_step_that_reads_is_seen(tmp_path):
 
     watch = Watch(2, 5)
     trainer_for(tmp_path, callbacks=[watch], kind=Reading, logging_steps=100).train()
-    assert any("test_host_reads" in place or "training_step" in place for place in watch.reads.places)
+    assert watch.reads.places.count("_local_scalar_dense at test_host_reads.py:training_step") == 3
