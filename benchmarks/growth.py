@@ -1,22 +1,31 @@
 """How the cost of our training steps grows: with depth, width, length, batch and vocabulary, and with a second process.
 
-    python -m benchmarks.growth --output FOLDER [--plots docs/images]
+    python -m benchmarks.growth --output FOLDER --plots docs/images --page docs/performance.md
 
 GPT-2 of moderate size, combined gradients, in float32 unless --bf16 (O2) is given. Settings of a sweep take turns, each in a
 process of its own. Two processes and one run run_clm.py on the sample corpus, a thread each, with the same batch for each
-process: the efficiency is tokens per second of two by twice those of one. Prints tables in markdown, and draws them.
+process: the efficiency is tokens per second of two by twice those of one. Prints tables in markdown, draws them, and puts
+them into a page.
+
+Each part that is measured is kept in FOLDER: the same command goes on with those that are left.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import trainers
+import torch
+import transformers
+
+from benchmarks import growth_page, trainers
 from benchmarks.compare import drive
 from benchmarks.turns import Side, in_turns
 from utils import device
@@ -31,7 +40,13 @@ SWEEPS = {
     "batch": (1, 2, 4, 8, 16),
     "vocab_size": (2048, 8192, 32768, 50257),
 }
-TINY_SWEEPS = {"n_layer": (1, 2), "length": (8, 16)}  # to see that all works
+TINY_SWEEPS = {
+    "n_layer": (1, 2),
+    "n_embd": (16, 32),
+    "length": (8, 16),
+    "batch": (1, 2),
+    "vocab_size": (64, 128),
+}  # to see that all works
 TINY = {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 64, "length": 8, "batch": 1}
 
 
@@ -114,47 +129,51 @@ def train(processes: int, combined: bool, folder: Path, options: argparse.Namesp
     return max(rates)
 
 
-def table(name: str, rows: list[dict]) -> str:
-    lines = [
-        f"| {name} | Parameters | Step | Tokens/s | MFU | Peak memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row[name]} | {row['parameters'] / 1e6:.1f} M | {row['step_seconds']:.3f} s | "
-            f"{row['tokens_per_second']:.0f} | {row['mfu']:.2f} | {row['peak_bytes'] / 2**30:.2f} GiB |"
-        )
-    return "\n".join(lines)
+def machine(on: torch.device) -> str:
+    """The device and the versions, without the machine's name: "AMD EPYC, 2 cores, float32, torch 2.13.0"."""
+    name = f"{processor()}, {os.cpu_count()} cores" if on.type == "cpu" else device.describe(on)
+    return f"{name}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
-def scaling_table(rows: list[dict]) -> str:
-    lines = ["| Combined gradients | One process | Two processes | Efficiency |", "|---|---|---|---|"]
-    for row in rows:
-        said = "on" if row["combined"] else "off"
-        lines.append(f"| {said} | {row['one']:.0f} tokens/s | {row['two']:.0f} tokens/s | {row['efficiency']:.2f} |")
-    return "\n".join(lines)
+def processor(listed: str = "/proc/cpuinfo") -> str:
+    """The CPU's model."""
+    try:
+        lines = Path(listed).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
-def plot(name: str, rows: list[dict], folder: Path) -> None:
-    """Step time and memory by one setting, as folder/growth_<setting>.svg; both axes logarithmic."""
-    import matplotlib
+def begin(options: argparse.Namespace) -> dict:
+    """What has been measured before with the same settings, by part; {"parts": {}} and who measures without any."""
+    measured_by = {
+        "machine": machine(torch.device(options.device)),
+        "settings": {name: getattr(options, name) for name in ("device", "bf16", "steps", "rounds", "tiny")},
+    }
+    file = options.output / "growth.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if found and {name: found[name] for name in measured_by} != measured_by:
+        sys.exit(f"error: --output {options.output}: holds figures of another machine or other settings; name another")
+    return measured_by | {"date": str(datetime.date.today()), "command": options.command, "parts": {}} | found
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    values = [row[name] for row in rows]
-    figure, axes = pyplot.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
-    for axis, key, unit, scale in zip(axes, ("step_seconds", "peak_bytes"), ("s", "GiB"), (1, 2**30), strict=True):
-        axis.plot(values, [row[key] / scale for row in rows], marker="o")
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(values, [str(value) for value in values])
-        axis.set_xlabel(name)
-        axis.set_title(f"{'a step' if unit == 's' else 'peak memory'}, {unit}", fontsize=10)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"growth_{name}.svg", metadata={"Date": None})
-    pyplot.close(figure)
+def finish(found: dict, options: argparse.Namespace) -> None:
+    """Writes what has been measured so far: growth.json, growth.md, the drawings and the part of a page."""
+    order = [*SWEEPS, "processes"]
+    found["parts"] = dict(sorted(found["parts"].items(), key=lambda part: order.index(part[0])))
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "growth.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (options.output / "growth.md").write_text(growth_page.page(found), encoding="utf-8")
+    plots = options.plots or options.output
+    for name, rows in found["parts"].items():
+        if name != "processes":
+            growth_page.draw(name, rows, plots)
+    if options.page is not None:
+        pictures = os.path.relpath(plots, options.page.parent)
+        text = options.page.read_text(encoding="utf-8")
+        options.page.write_text(growth_page.put(text, growth_page.page(found, pictures)), encoding="utf-8")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -167,22 +186,22 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="a model of no size, to see that all works")
     parser.add_argument("--output", type=Path, required=True, help="a folder for growth.json and growth.md")
     parser.add_argument("--plots", type=Path, help="a folder for the drawings; default: that of --output")
+    parser.add_argument("--page", type=Path, help="a page of markdown that has a part for the figures")
     options = parser.parse_args(words)
+    options.command = shlex.join(["python", "-m", "benchmarks.growth", *(sys.argv[1:] if words is None else words)])
+    if options.page is not None:
+        growth_page.put(options.page.read_text(encoding="utf-8"), "")  # before minutes are spent
     base, values = (TINY, TINY_SWEEPS) if options.tiny else (BASE, SWEEPS)
-    found: dict[str, list[dict]] = {}
-    pages = []
-    for name in (name for name in options.sweeps if name in values):
-        found[name] = sweep(name, values[name], base, options)
-        plot(name, found[name], options.plots or options.output)
-        pages.append(table(name, found[name]))
-        print(pages[-1] + "\n", flush=True)
-    if "processes" in options.sweeps:
-        found["processes"] = scaling(options)
-        pages.append(scaling_table(found["processes"]))
-        print(pages[-1])
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "growth.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    (options.output / "growth.md").write_text("\n\n".join(pages) + "\n", encoding="utf-8")
+    found = begin(options)
+    for name in options.sweeps:
+        if name in found["parts"]:
+            print(f"{name}: measured before", flush=True)
+        elif name == "processes":
+            found["parts"][name] = scaling(options)
+        elif name in values:
+            found["parts"][name] = sweep(name, values[name], base, options)
+        finish(found, options)
+    print(growth_page.page(found))
 
 
 if __name__ == "__main__":

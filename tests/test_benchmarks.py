@@ -5,13 +5,14 @@ What is fast is not asked here. It is measured by hand: see docs/performance.md.
 
 import argparse
 import json
+import os
 import subprocess
 
 import pytest
 import torch
 from commands import ROOT
 
-from benchmarks import baselines, compare, growth, turns
+from benchmarks import baselines, compare, growth, growth_page, turns
 
 TINY = {
     "clm": "n_layer=1,n_embd=16,n_head=2,vocab_size=64",
@@ -39,14 +40,35 @@ def test_compare_trains_and_evaluates_both_sides_with_equal_losses(objective, tm
     assert "| stock |" in capsys.readouterr().out
 
 
-def test_growth_sweeps_one_setting_and_draws_it(tmp_path):
-    words = ["--device", "cpu", "--tiny", "--rounds", "1", "--sweeps", "n_layer"]
-    growth.main([*words, "--output", str(tmp_path)])
-    found = json.loads((tmp_path / "growth.json").read_text())
-    assert [row["n_layer"] for row in found["n_layer"]] == [1, 2]
-    assert found["n_layer"][1]["parameters"] > found["n_layer"][0]["parameters"]
-    assert (tmp_path / "growth_n_layer.svg").stat().st_size > 1000
-    assert "| n_layer |" in (tmp_path / "growth.md").read_text()
+def test_growth_sweeps_one_setting_draws_it_and_goes_on_where_it_stood(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"# Growth\n{growth_page.BEGIN}\nold\n{growth_page.END}\nthe end\n")
+    words = ["--device", "cpu", "--tiny", "--rounds", "1", "--sweeps", "n_layer", "--output", str(tmp_path / "out")]
+    growth.main([*words, "--plots", str(tmp_path / "images"), "--page", str(page)])
+    found = json.loads((tmp_path / "out" / "growth.json").read_text())
+    rows = found["parts"]["n_layer"]
+    assert [row["n_layer"] for row in rows] == [1, 2] and rows[1]["parameters"] > rows[0]["parameters"]
+    assert (tmp_path / "images" / "growth_n_layer.svg").stat().st_size > 1000
+    written = page.read_text()
+    assert "| Depth (layers) |" in written and "(images/growth_n_layer.svg)" in written and "old" not in written
+    assert written.startswith("# Growth\n") and written.endswith("the end\n")
+    assert f"{os.cpu_count()} cores" in written and "python -m benchmarks.growth --device cpu --tiny" in written
+    capsys.readouterr()
+    growth.main(words)
+    assert "n_layer: measured before" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other settings"):
+        growth.main([*words, "--steps", "2"])
+
+
+def test_each_setting_can_be_swept(tmp_path):
+    options = argparse.Namespace(bf16=False, steps=1, rounds=3, device="cpu")
+    for base, sweeps in ((growth.BASE, growth.SWEEPS), (growth.TINY, growth.TINY_SWEEPS)):
+        assert list(sweeps) == list(growth_page.TITLES)
+        for name, values in sweeps.items():
+            recipes = [growth.recipe(base | {name: value}, options) for value in values]
+            assert len({(r.overrides, r.batch, r.length) for r in recipes}) == len(values)
+    longest = growth.recipe(growth.BASE | {"length": 4096}, options)
+    assert longest.length == 4096 and "n_layer=4" in longest.overrides
 
 
 def test_growth_trains_in_two_processes(corpus, tmp_path):
@@ -56,7 +78,34 @@ def test_growth_trains_in_two_processes(corpus, tmp_path):
 
 def test_efficiency_is_told_in_a_table():
     rows = [{"combined": True, "one": 100.0, "two": 180.0, "efficiency": 0.9}]
-    assert "| on | 100 tokens/s | 180 tokens/s | 0.90 |" in growth.scaling_table(rows)
+    assert "| on | 100 tokens/s | 180 tokens/s | 0.90 |" in growth_page.scaling_table(rows)
+
+
+def grown(power: float) -> list[dict]:
+    common = {"parameters": 1e6, "tokens_per_second": 1e3, "mfu": 0.5}
+    sizes = (512, 1024, 4096)
+    return [common | {"length": n, "step_seconds": n**power / 1e6, "peak_bytes": n * 1000} for n in sizes]
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_power_of_growth_is_found(power):
+    assert growth_page.exponent(grown(power), "length", "step_seconds") == pytest.approx(power)
+    shown = growth_page.table("length", grown(power))
+    assert f"the {power:.2f}th power, peak memory as the 1.00th" in shown and "| 4,096 |" in shown
+
+
+def test_a_page_without_a_part_for_the_figures_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no part for it"):
+        growth_page.put("# a page", "figures")
+    assert growth_page.BEGIN in (ROOT / "docs" / "performance.md").read_text()
+
+
+def test_the_machine_is_told_without_its_name(tmp_path):
+    listed = tmp_path / "cpuinfo"
+    listed.write_text("processor : 0\nmodel name\t: A Processor 9000\n")
+    assert growth.processor(str(listed)) == "A Processor 9000"
+    assert growth.processor(str(tmp_path / "none")) == os.uname().machine
+    assert os.uname().nodename not in growth.machine(torch.device("cpu")).split()
 
 
 # ---- a side that fails ----

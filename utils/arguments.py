@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from utils.training_arguments import LanguageModelingArguments  # isort: skip  (first, as it tells)
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
 from utils import command_help, config_file, hub, mistyped, modelscope
 from utils.data_arguments import DataArguments
@@ -22,7 +23,16 @@ from utils.model_arguments import ModelArguments
 
 
 class Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line that names the flag, and whose help is in groups."""
+    """HfArgumentParser whose errors are one line that names the flag, and whose help is in groups.
+
+    A flag that is true, false or left to the run, such as --torch_compile, means true where it stands alone.
+    """
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        for action in self._actions:
+            if action.type is string_to_bool and action.nargs is None:
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{one_line(ValueError(mistyped.wrong_value(message)))}; --help lists all flags")

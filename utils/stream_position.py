@@ -22,10 +22,11 @@ class StreamLoader(StatefulDataLoader):
 
     It is not accelerate's: that one lets rank 0 read a stream for all, or all ranks read all of it.
 
-    tokens: in all batches so far, padding left out.
+    tokens: in all batches so far, padding left out. device: where batches go, beside what is computed if they are pinned.
     """
 
     tokens = 0
+    device = torch.device("cpu")
 
     def __init__(self, *arguments, **named):
         with warnings.catch_warnings():
@@ -39,7 +40,7 @@ class StreamLoader(StatefulDataLoader):
     def _counted(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
         for batch in batches:
             self.tokens += count_tokens(batch)
-            yield batch
+            yield {name: tensor.to(self.device, non_blocking=self.pin_memory) for name, tensor in batch.items()}
 
 
 class EvaluationLoader(DataLoader):
@@ -86,7 +87,7 @@ def loader(
     workers = args.dataloader_num_workers
     if not is_training:
         workers = min(1, workers)  # each reads all
-    return (StreamLoader if is_training else EvaluationLoader)(
+    batches = (StreamLoader if is_training else EvaluationLoader)(
         samples,
         batch_size=batch_size,
         collate_fn=collate,
@@ -96,6 +97,9 @@ def loader(
         persistent_workers=args.dataloader_persistent_workers and workers > 0 and is_training,
         multiprocessing_context=args.dataloader_multiprocessing_context if workers else None,
     )
+    if is_training:
+        batches.device = args.device
+    return batches
 
 
 def save(batches: StreamLoader, folder: str, args: LanguageModelingArguments) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from utils import device, stream_position
+from utils import compilation, device, loading, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -33,12 +33,16 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
+        loading.settle(self.args, self.train_dataset)
         self.add_callback(EpochBegins())
 
     # ---- precision ----
     def _build_accelerator_args(self, **named) -> dict:
         # accelerate's own mixed precision stays off: it has neither O2 nor O3, nor autocast on a CPU.
-        return {**super()._build_accelerator_args(**named), "mixed_precision": "no"}
+        with compilation.any_backend(self.args):
+            built = super()._build_accelerator_args(**named)
+        compilation.let_through(built["dynamo_plugin"], self.args.torch_compile_backend)
+        return {**built, "mixed_precision": "no"}
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -161,8 +165,9 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         with self._float32_weights() if self.optimizer is not None else contextlib.nullcontext():
             super()._load_from_checkpoint(*arguments, **named)
 
-    def _prepare_for_training(self, *arguments, **named):
-        prepared = super()._prepare_for_training(*arguments, **named)
+    def _prepare_for_training(self, max_steps, *arguments, **named):
+        compilation.choose(self, max_steps)
+        prepared = super()._prepare_for_training(max_steps, *arguments, **named)
         assert self.combined is None or self.combined.holds_weights(), (
             "the model's weights have left their flat buffer"
         )

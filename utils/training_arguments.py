@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 from transformers import TrainingArguments
 
-from utils import apex_backend
+from utils import apex_backend, compilation, loading
 from utils.agreement import meet_after_restart
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.durations import seconds_of
@@ -112,6 +112,19 @@ class LanguageModelingArguments(TrainingArguments):
         },
     )
 
+    torch_compile: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compile the model with torch.compile. Default: on CUDA, if it pays within the run's length."
+        },
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that load batches. Default: 2 on an accelerator where tokens are drawn (MLM, PLM) and there is "
+            "room for them, else 0."
+        },
+    )
     dry_run: bool = field(
         default=False,
         metadata={
@@ -154,8 +167,11 @@ class LanguageModelingArguments(TrainingArguments):
         if device.process_count() > 1 and not self.deepspeed:
             on = "cpu" if self.use_cpu else device.accelerator()
             meet_after_restart(self.ddp_backend or device.BACKENDS.get(on, "gloo"), self.ddp_timeout)
+        compilation.settle(self)
+        loading.begin(self)
         super().__post_init__()
         device.check_free(self.device)
+        compilation.check(self)
         device.configure(self.device, self.npu_jit_compile, self.npu_internal_format)
         if self.world_size != device.process_count():
             raise UsageError(

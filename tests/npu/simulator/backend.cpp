@@ -59,7 +59,9 @@ const Tensor& resize(const Tensor& self, at::IntArrayRef size, std::optional<at:
 
 Tensor copyFrom(const Tensor& source, const Tensor& target, bool non_blocking) {
   if (source.device().is_cpu()) {
-    recorder().add("copy_from_host", {target});
+    // A device waits for nothing here, but the host waits for all that was launched before: torch and torch_npu both copy
+    // by themselves only if asked to, and out of pinned memory.
+    recorder().add("copy_from_host", {target}, !(non_blocking && PinnedAllocator::holds(source.data_ptr())));
   } else if (target.device().is_cpu()) {
     // Only into pinned memory, and only if asked to, does the host not wait.
     recorder().add("copy_to_host", {source}, !(non_blocking && PinnedAllocator::holds(target.data_ptr())));
