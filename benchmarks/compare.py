@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from benchmarks import baselines, trainers
 from benchmarks.turns import Side, SideFailed, in_turns
-from utils import device, flops
+from utils import device, flops, host_memory
 
 MODEL_OF = {"clm": "gpt2", "mlm": "roberta-base", "plm": "xlnet-base"}
 # Relative differences of the probe's loss. The first weights are equal, so only rounding differs, in half precision more;
@@ -106,7 +106,9 @@ def measure(recipes: dict[str, trainers.Recipe], options: argparse.Namespace) ->
         return {}
 
     for name, recipe in recipes.items():
-        sides[name] = Side(drive, (recipe, options.steps, options.eval_batches))
+        # Our scripts ask torch for huge pages; the stock ones do not.
+        environment = {} if recipe.is_ours else dict.fromkeys(host_memory.TORCH_VARIABLES, "0")
+        sides[name] = Side(drive, (recipe, options.steps, options.eval_batches), environment)
     only_alive(Side.hear)
     for name, seconds in turns("train", options.rounds, options.warm_up).items():
         found[name]["step_seconds"] = seconds

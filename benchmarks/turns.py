@@ -6,6 +6,7 @@ while slows all sides.
 
 import logging
 import multiprocessing
+import os
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
@@ -15,13 +16,22 @@ class SideFailed(Exception):
 
 
 class Side:
-    """A process that runs drive(*arguments, connection): it answers each word that it is sent with one outcome."""
+    """A process that runs drive(*arguments, connection): it answers each word that it is sent with one outcome.
 
-    def __init__(self, drive: Callable, arguments: tuple):
+    environment: variables that it sees, above those of this process.
+    """
+
+    def __init__(self, drive: Callable, arguments: tuple, environment: Mapping[str, str] | None = None):
         context = multiprocessing.get_context("spawn")
         self.connection, there = context.Pipe()
         self.process = context.Process(target=guard, args=(drive, arguments, there), daemon=True)
-        self.process.start()
+        before = dict(os.environ)
+        os.environ.update(environment or {})
+        try:
+            self.process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         there.close()
 
     def hear(self):
