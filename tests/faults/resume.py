@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import tiny
+import tiny_xlnet
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
-from utils.objectives import causal, drawing, masked, rows
+from utils.objectives import causal, drawing, masked, permutation, relative_attention, rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -43,6 +44,10 @@ CASES = {
     "masked": {"objective": "masked", "use_combine_grad": True},
     "masked, accumulating, workers": {
         "objective": "masked", "gradient_accumulation_steps": 3, "dataloader_num_workers": 2,
+    },
+    "permuted": {"objective": "permuted", "use_combine_grad": True},
+    "permuted, O2, accumulating, workers": {
+        **O2, "objective": "permuted", "gradient_accumulation_steps": 3, "dataloader_num_workers": 2,
     },
     "by length": {"train_sampling_strategy": "group_by_length"},
     "best model": {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.05, "eval_steps": 1},
@@ -81,6 +86,17 @@ def trainer_in(folder: Path, objective: str = "causal", callbacks=None, **option
         masked.predict_only_masked(model)
         named = {
             "data_collator": masked.MaskedCollator(law, 0),
+            "loss_sum": rows.loss_sum,
+            "token_sums": rows.token_sums,
+        }
+    if objective == "permuted":
+        law = permutation.PermutationLaw(0.3, 4, 4, np.arange(tiny.VOCABULARY) < 5)
+        train, test = (drawing.draw(samples, law, args.seed) for samples in (train, test))
+        model = tiny_xlnet.xlnet(dropout=0.1)
+        relative_attention.follow_half_weights(model)
+        relative_attention.predict_only_targets(model)
+        named = {
+            "data_collator": permutation.PermutationCollator(0),
             "loss_sum": rows.loss_sum,
             "token_sums": rows.token_sums,
         }

@@ -15,7 +15,7 @@ from utils.sampling import EpochBegins
 
 ON_TWO_RANKS = [
     *("O0", "O2, combined, accumulating, workers", "masked", "masked, accumulating, workers", "by length"),
-    "best model",
+    *("permuted, O2, accumulating, workers", "best model"),
 ]
 
 
