@@ -12,7 +12,7 @@ import pytest
 from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run
 from test_launch_scripts import finish, processes_of, stand_in_python, start, wait_for
 
-WORKER = Path(__file__).with_name("faulty_run_clm.py")
+WORKER = Path(__file__).with_name("faulty_script.py")
 TRAIN = [
     *TINY_GPT2,
     "--do_train",
@@ -28,10 +28,12 @@ TRAIN += ["--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none
 EVALUATE = ["--do_eval", "--eval_strategy", "steps", "--eval_steps", "6", "--max_eval_samples", "64"]
 
 
-def faulty(folder: Path, fault: str, *words: str | Path, expect: int = 0) -> subprocess.CompletedProcess:
-    """run_clm.py with a fault, in a process group of its own."""
+def faulty(
+    folder: Path, fault: str, *words: str | Path, expect: int = 0, script: str = "run_clm.py"
+) -> subprocess.CompletedProcess:
+    """The script with a fault, in a process group of its own."""
     done = subprocess.run(
-        [sys.executable, str(WORKER), *map(str, words)],
+        [sys.executable, str(WORKER), script, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "FAULT_DONE": str(folder / "done")},
         capture_output=True,
@@ -51,7 +53,7 @@ def faulty_launch(folder: Path, fault: str, *words: str | Path, expect: int = 0)
 
 
 def begin_launch(folder: Path, fault: str, *words: str | Path) -> subprocess.Popen:
-    python = stand_in_python(folder, f'shift\nexec "{sys.executable}" "{WORKER}" "$@"')
+    python = stand_in_python(folder, f'exec "{sys.executable}" "{WORKER}" "$@"')
     words = ["full", "2", "clm", "--nproc", "2", *words, "--output_dir", folder / "output"]
     return start(folder, "launch.sh", *words, PYTHON=python, FAULT=fault, FAULT_DONE=str(folder / "done"))
 
