@@ -27,10 +27,10 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.trainers import make_ids
 from benchmarks.turns import Side, in_turns
 from utils import device
-from utils.arguments import LanguageModelingArguments
 from utils.objectives import causal
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
+from utils.training_arguments import LanguageModelingArguments
 
 SIZES = {"gpt2": {}, "tiny": {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 64}}
 
