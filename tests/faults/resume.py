@@ -50,7 +50,11 @@ CASES = {
         **O2, "objective": "permuted", "gradient_accumulation_steps": 3, "dataloader_num_workers": 2,
     },
     "by length": {"train_sampling_strategy": "group_by_length"},
-    "best model": {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.05, "eval_steps": 1},
+    # So fast that the best is not the last.
+    "best model": {
+        "load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_steps": 1, "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+    },
 }  # fmt: skip
 # What says how long something took, or where it is.
 TIMES = ("runtime", "per_second", "fps", "mfu", "data_wait", "optimizer_share", "peak_", "best_model_checkpoint")

@@ -98,6 +98,8 @@ def test_a_moved_output_folder_keeps_its_best_model(folder):
     whole = resume.train(folder / "whole", **options)
     shutil.copytree(folder / "whole", folder / "moved")
     shutil.rmtree(folder / "whole")
+    best = json.loads((folder / "moved" / "checkpoint-14" / "trainer_state.json").read_text())["best_global_step"]
+    assert best < 13, "the case is not the one that is meant: a better one was found after the move"
     resumed = resume.train(folder / "moved", folder / "moved" / "checkpoint-13", **options)
     assert resume.differences(whole, resumed) == []
 
