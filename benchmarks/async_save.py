@@ -38,7 +38,7 @@ SIZES = {"gpt2": {}, "tiny": {"n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_si
 class TimedTrainer(LanguageModelingTrainer):
     """Adds up what the training thread does for checkpoints."""
 
-    stall = 0.0
+    stall = waits = 0.0
 
     def _save_checkpoint(self, *arguments, **named) -> None:
         start = time.perf_counter()
@@ -48,7 +48,7 @@ class TimedTrainer(LanguageModelingTrainer):
     def wait_for_copies(self) -> None:
         start = time.perf_counter()
         super().wait_for_copies()
-        self.stall += time.perf_counter() - start
+        self.waits += time.perf_counter() - start
 
 
 class Rounds(TrainerCallback):
@@ -62,7 +62,8 @@ class Rounds(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step % self.steps == 0:
             self.connection.recv()  # EOFError ends the process
-            self.times, self.trainer.stall, self.committed = [], 0.0, None
+            self.times, self.committed = [], None
+            self.trainer.stall = self.trainer.waits = 0.0
         elif state.global_step % self.steps == 1:
             self.first_ends()
         self.start = time.perf_counter()
@@ -82,7 +83,7 @@ class Rounds(TrainerCallback):
             self.trainer._settle(wait=True)
             behind = max(0.0, self.committed - self.first_end) if self.committed else 0.0
             loss = self.trainer._tr_loss.item()
-            self.connection.send((self.trainer.stall, behind, sum(self.times[1:]), loss))
+            self.connection.send((self.trainer.stall, self.trainer.waits, behind, sum(self.times[1:]), loss))
 
 
 def drive(
@@ -120,17 +121,21 @@ def drive(
 
 def summary(outcomes: dict[str, list[tuple]]) -> dict:
     """Medians, and ratios to the save that is waited for; times in seconds."""
-    stalls, ends, others, losses = (
-        {name: [outcome[i] for outcome in found] for name, found in outcomes.items()} for i in range(4)
+    begins, waits, ends, others, losses = (
+        {name: [outcome[i] for outcome in found] for name, found in outcomes.items()} for i in range(5)
     )
-    save = statistics.median(stalls["waited for"])
-    stall = statistics.median(stalls["async"])
+    stalls = [begin + wait for begin, wait in zip(begins["async"], waits["async"], strict=True)]
+    save = statistics.median(begins["waited for"])
+    stall = statistics.median(stalls)
     beside = [own - alone for own, alone in zip(others["async"], others["waited for"], strict=True)]
     return {
         "save_seconds": save,
         "stall_seconds": stall,
         "stall_share": stall / save,
-        "longest_stall_share": max(stalls["async"]) / save,
+        "longest_stall_share": max(stalls) / save,
+        "waits_for_copies_seconds": statistics.median(waits["async"]),
+        "begins": begins,
+        "waits": waits["async"],
         "beside_seconds": statistics.median(beside),
         "on_disk_seconds": statistics.median(ends["async"]),
         "losses": losses,
@@ -166,6 +171,7 @@ def main(words: list[str] | None = None) -> None:
         f"stall by --async_save   {result['stall_seconds']:8.3f} s, {100 * result['stall_share']:.1f} % of it; "
         f"the longest {100 * result['longest_stall_share']:.1f} %"
     )
+    print(f"of which for copies     {result['waits_for_copies_seconds']:8.3f} s")
     print(f"other steps take        {result['beside_seconds']:8.3f} s more in all, beside the writing")
     print(f"on disk after           {result['on_disk_seconds']:8.3f} s")
     last = {name: losses[-1] for name, losses in result["losses"].items()}

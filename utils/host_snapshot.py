@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,7 +38,8 @@ class HostSnapshot:
         for dtype, length in ends.items():
             if dtype not in self.buffers or len(self.buffers[dtype]) != length:
                 self.buffers.pop(dtype, None)  # freed before the new one is made
-                self.buffers[dtype] = torch.zeros(length, dtype=dtype, pin_memory=self.device.type != "cpu")
+                # Not written here: the system finds the memory while the copies are made.
+                self.buffers[dtype] = torch.empty(length, dtype=dtype, pin_memory=self.device.type != "cpu")
         copies = [
             self.buffers[dtype][start:stop].view(tensor.shape)
             for tensor, (dtype, start, stop) in zip(tensors, places, strict=True)
@@ -50,7 +52,11 @@ class HostSnapshot:
         """Gives the copies their content, which is complete when this returns."""
         pending, self._pending = self._pending, []
         for place, tensor in pending:
-            place.copy_(tensor, non_blocking=True)
+            if self.device.type == "cpu" and tensor.is_contiguous():
+                # By one thread: torch would take all cores, for which the training's own threads would wait.
+                np.copyto(_bytes(place), _bytes(tensor))
+            else:
+                place.copy_(tensor, non_blocking=True)
         device.synchronize(self.device)
 
     def fill_in(self, thread: Executor) -> Future | None:
@@ -83,6 +89,10 @@ class HostSnapshot:
             for (key, tensor), copied in zip(own.items(), copies, strict=True)
         }
         return copy.deepcopy(model, memory)
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.view(-1).view(torch.uint8).numpy()
 
 
 def _replace(tree, function: Callable[[torch.Tensor], torch.Tensor]):
