@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import ROOT
 
-from benchmarks import baselines, compare, growth, growth_page, turns
+from benchmarks import async_save, baselines, compare, growth, growth_page, turns
 
 TINY = {
     "clm": "n_layer=1,n_embd=16,n_head=2,vocab_size=64",
@@ -208,3 +208,12 @@ def test_gpu_session_has_the_rows_that_are_asked_of_a_gpu():
     assert subprocess.run(["bash", "-n", ROOT / "benchmarks" / "gpu_session.sh"]).returncode == 0
     for word in ("gpt2_8", "gpt2_32", "roberta_16", "roberta_64", "xlnet_16"):
         assert f"    {word}) rows " in session
+
+
+def test_async_save_stalls_training_for_a_part_of_a_save(tmp_path):
+    words = ["--device", "cpu", "--size", "tiny", "--rounds", "1", "--steps", "3", "--folder", str(tmp_path)]
+    async_save.main([*words, "--output", str(tmp_path / "result.json")])
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert 0 < found["stall_seconds"] < 60 and found["save_seconds"] > 0 and found["on_disk_seconds"] >= 0
+    assert found["losses"]["async"] == found["losses"]["waited for"] != [0.0]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]

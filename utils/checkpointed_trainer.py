@@ -6,7 +6,8 @@ It knows no objective and no precision: those are utils/trainer.py's. A save goe
     all ranks               tell each other whether they could
     _write_and_commit       the main process adds the manifest, renames, then removes old checkpoints
 
-With --async_save weights, masters and moments are copied to the host, and a thread does what comes after.
+With --async_save a thread copies weights, masters and moments, and does what comes after. The next update waits for the
+copy, which is made while its gradients are computed.
 """
 
 import contextlib
@@ -28,22 +29,27 @@ from transformers import Trainer, TrainerCallback
 from utils import checkpoint, output_folder
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
-from utils.plain_data import reading
+from utils.plain_data import check_state, reading
 
 logger = logging.getLogger(__name__)
+
+PROGRESS = ("loss_since_log", "loss_until_log", "last_logged_step", "first_step", "seconds")
 
 
 @dataclass
 class Save:
-    """A checkpoint on its way. later: what remains to be written. error: why it cannot be."""
+    """A checkpoint on its way. best: the best model's folder once this is committed. later: what remains to be written.
+    error: why it cannot be. copying: by which weights and moments are copied, before `written`."""
 
     folder: Path
     step: int
+    best_before: str | None
     best: str | None
     later: list[Callable[[], None]] = field(default_factory=list)
     error: Exception | None = None
     wants_push: bool = False
     written: Future | None = None
+    copying: list[Future] = field(default_factory=list)
 
     @property
     def final(self) -> Path:
@@ -91,14 +97,15 @@ class CheckpointedTrainer(Trainer):
         if self._thread is None:
             return
         self._settle(wait=True)
-        [self.last_saved] = self._all_ranks(self.last_saved)[:1]
+        known = (self.last_saved, self.state.best_model_checkpoint)
+        [(self.last_saved, self.state.best_model_checkpoint)] = self._all_ranks(known)[:1]
 
     def _save_checkpoint(self, model, trial) -> None:
         self._settle(wait=True)
         step = self.state.global_step
         folder = checkpoint.staged_folder(super()._get_output_dir(trial), step)
-        best_before = self.state.best_model_checkpoint
-        save = self.saving = Save(folder, step, best_before)
+        best = self.state.best_model_checkpoint
+        save = self.saving = Save(folder, step, best, best)
         try:
             with self._noting_errors():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -115,12 +122,12 @@ class CheckpointedTrainer(Trainer):
             self._agree(save)
         if save.error is not None:
             self._give_up(save)
-            if save.best == str(save.final):
-                self.state.best_model_checkpoint = best_before
             return
         if self._thread is None:
             self._committed(save)
         elif self.args.should_save:
+            copying = [snapshot.fill_in(self._thread) for snapshot in (self._weights, self._moments)]
+            save.copying = [copy for copy in copying if copy is not None]
             save.written = self._thread.submit(self._write_and_commit, save)
             self.in_background = save
 
@@ -147,6 +154,8 @@ class CheckpointedTrainer(Trainer):
 
     def _give_up(self, save: Save) -> None:
         """A checkpoint that cannot be written costs neither the run nor the checkpoints before."""
+        if self.state.best_model_checkpoint == str(save.final):
+            self.state.best_model_checkpoint = save.best_before
         if not self.args.should_save:
             return
         checkpoint.discard(save.folder)
@@ -160,6 +169,12 @@ class CheckpointedTrainer(Trainer):
             _reason(save.error),
             whole[-1][0].name if whole else "none yet",
         )
+
+    def wait_for_copies(self) -> None:
+        """To be called before weights, masters or moments change: until then the thread may still copy them."""
+        if self.in_background is not None:
+            for copying in self.in_background.copying:
+                copying.result()
 
     def _settle(self, wait: bool) -> None:
         """Tells how the background save went, if it has come to its end. Raises what is no fault of the disk."""
@@ -190,10 +205,10 @@ class CheckpointedTrainer(Trainer):
 
     def _agree(self, save: Save) -> None:
         """All ranks learn of the first error of any."""
-        found = self._all_ranks(None if save.error is None else f"{type(save.error).__name__}: {one_line(save.error)}")
-        first = next(((rank, text) for rank, text in enumerate(found) if text is not None), None)
-        if first is not None and save.error is None:
-            save.error = OSError(f"rank {first[0]}: {first[1]}")
+        found = self._all_ranks(None if save.error is None else _reason(save.error))
+        failed = [f"rank {rank}: {text}" for rank, text in enumerate(found) if text is not None]
+        if failed and len(found) > 1:
+            save.error = OSError(failed[0])
 
     def _all_ranks(self, value) -> list:
         return gather_object([value]) if self.args.world_size > 1 else [value]
@@ -236,7 +251,9 @@ class CheckpointedTrainer(Trainer):
 
     # ---- resume ----
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.wait_for_copies()
         with reading(resume_from_checkpoint):
+            check_state(resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -253,6 +270,7 @@ class CheckpointedTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
+        self.wait_for_copies()
         best = Path(self.state.best_model_checkpoint)
         found = checkpoint.damage(best) if (best / checkpoint.MANIFEST).exists() else None
         if found is not None:
@@ -261,7 +279,8 @@ class CheckpointedTrainer(Trainer):
         super()._load_best_model()
 
     def _init_training_state(self, max_steps, updates, epochs, resume_from_checkpoint, trial) -> tuple[int, int]:
-        found = super()._init_training_state(max_steps, updates, epochs, resume_from_checkpoint, trial)
+        with reading(resume_from_checkpoint) if resume_from_checkpoint else contextlib.nullcontext():
+            found = super()._init_training_state(max_steps, updates, epochs, resume_from_checkpoint, trial)
         if resume_from_checkpoint is not None and self.state.best_model_checkpoint is None:
             # The output folder may have been moved; the best checkpoint then stands beside the one that is resumed.
             sibling = Path(resume_from_checkpoint).parent / f"checkpoint-{self.state.best_global_step}"
@@ -277,20 +296,18 @@ class CheckpointedTrainer(Trainer):
     # ---- what is averaged and timed over the whole run ----
     def _measure_progress(self) -> dict:
         """What makes means and times of a resumed run those of the whole run; of this rank."""
-        return {
-            "loss_since_log": self._tr_loss.item(),
-            "loss_until_log": self._total_loss_scalar,
-            "last_logged_step": self._globalstep_last_logged,
-            "first_step": self._first_step,
-            "seconds": time.time() - self._start_time + self._earlier_seconds,
-        }
+        seconds = time.time() - self._start_time + self._earlier_seconds
+        values = (
+            self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged, self._first_step, seconds
+        )  # fmt: skip
+        return dict(zip(PROGRESS, values, strict=True))
 
     def _read_progress(self, checkpoint: str) -> dict:
         path = Path(checkpoint, f"progress_{self.args.process_index}.json")
         if not path.exists():
             return {}
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: float(found[name]) for name in found}
+        return {name: float(found[name]) for name in PROGRESS}
 
     def _take_up_progress(self) -> None:
         progress, self._progress = self._progress, {}
@@ -310,13 +327,17 @@ class CheckpointedTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """Takes up the trainer's progress when training begins, and asks after each step how the background save went."""
+    """Takes up the trainer's progress when training begins; lets a background save copy what it needs before the next
+    update, and asks after each step how it went."""
 
     def __init__(self, trainer: CheckpointedTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **_):
         self.trainer._take_up_progress()
+
+    def on_pre_optimizer_step(self, args, state, control, **_):
+        self.trainer.wait_for_copies()
 
     def on_step_end(self, args, state, control, **_):
         self.trainer._settle(wait=False)

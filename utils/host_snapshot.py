@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,14 +17,18 @@ class HostSnapshot:
     """Copies tensors into host memory that is kept from one time to the next.
 
     on: where they come from. Memory for an accelerator is page-locked: it copies there at full speed.
+
+    A copy has its place at once, and its content when `fill` is called: weights and moments stand still from one update
+    to the next, so that they can be copied while the next gradients are computed (as in CheckFreq, FAST '21).
     """
 
     def __init__(self, on: torch.device):
         self.device = on
         self.buffers: dict[torch.dtype, torch.Tensor] = {}
+        self._pending: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def take(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Copies of `tensors` on the host, complete when this returns. Those of the last time are overwritten."""
+        """Tensors on the host that will be copies of `tensors`. Those of the last time are overwritten."""
         places: list[tuple[torch.dtype, int, int]] = []
         ends: dict[torch.dtype, int] = {}
         for tensor in tensors:
@@ -32,16 +38,37 @@ class HostSnapshot:
         for dtype, length in ends.items():
             if dtype not in self.buffers or len(self.buffers[dtype]) != length:
                 self.buffers.pop(dtype, None)  # freed before the new one is made
-                self.buffers[dtype] = torch.zeros(length, dtype=dtype, pin_memory=self.device.type != "cpu")
-        copies = []
-        for tensor, (dtype, start, stop) in zip(tensors, places, strict=True):
-            place = self.buffers[dtype][start:stop].view(tensor.shape)
-            copies.append(place.copy_(tensor.detach(), non_blocking=True))
-        device.synchronize(self.device)
+                # Not written here: the system finds the memory while the copies are made.
+                self.buffers[dtype] = torch.empty(length, dtype=dtype, pin_memory=self.device.type != "cpu")
+        copies = [
+            self.buffers[dtype][start:stop].view(tensor.shape)
+            for tensor, (dtype, start, stop) in zip(tensors, places, strict=True)
+        ]
+        # Detached: what a parameter is now, whatever may take its place.
+        self._pending = [(place, tensor.detach()) for place, tensor in zip(copies, tensors, strict=True)]
         return copies
 
+    def fill(self) -> None:
+        """Gives the copies their content, which is complete when this returns."""
+        pending, self._pending = self._pending, []
+        for place, tensor in pending:
+            if self.device.type == "cpu" and tensor.is_contiguous():
+                # By one thread: torch would take all cores, for which the training's own threads would wait.
+                np.copyto(_bytes(place), _bytes(tensor))
+            else:
+                place.copy_(tensor, non_blocking=True)
+        device.synchronize(self.device)
+
+    def fill_in(self, thread: Executor) -> Future | None:
+        """`fill`, by a thread: until it is done the tensors may be read, not written. From an accelerator at once, at the
+        full speed of its link."""
+        if self.device.type == "cpu":
+            return thread.submit(self.fill)
+        self.fill()
+        return None
+
     def take_tree(self, tree):
-        """A copy of nested dicts, lists and tuples, in which each tensor is one on the host."""
+        """`take` for nested dicts, lists and tuples: the same, with the copies in place of the tensors."""
         tensors: list[torch.Tensor] = []
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -53,7 +80,7 @@ class HostSnapshot:
         return _replace(tree, lambda _: next(copies))
 
     def take_model(self, model: nn.Module) -> nn.Module:
-        """A copy of the module on the host. Parameters that are shared stay shared."""
+        """`take` for a module: one like it, of the copies. Parameters that are shared stay shared."""
         own = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
         copies = self.take(list(own.values()))
         # deepcopy takes what it finds here for copied already.
@@ -62,6 +89,10 @@ class HostSnapshot:
             for (key, tensor), copied in zip(own.items(), copies, strict=True)
         }
         return copy.deepcopy(model, memory)
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.view(-1).view(torch.uint8).numpy()
 
 
 def _replace(tree, function: Callable[[torch.Tensor], torch.Tensor]):

@@ -1,7 +1,7 @@
 """What a checkpoint may hold: plain data. Nothing in it is executed when it is read."""
 
 import contextlib
-import json
+import math
 import pickle
 import re
 from collections.abc import Iterator
@@ -9,11 +9,24 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from utils.errors import UsageError, one_line
 
 PICKLED = (".pt", ".pth", ".bin")
+# What torch says by the same kind of error, and is no fault of a file's.
+OF_THE_DEVICE = ("out of memory", "not enough memory", "can't allocate memory")
+# What trainer_state.json counts.
+COUNTS = (
+    "global_step",
+    "max_steps",
+    "num_train_epochs",
+    "num_input_tokens_seen",
+    "train_batch_size",
+    "best_global_step",
+)
+PERIODS = ("logging_steps", "eval_steps", "save_steps")
 
 
 @contextlib.contextmanager
@@ -24,23 +37,41 @@ def reading(checkpoint: str) -> Iterator[None]:
     """
     try:
         yield
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
         name, wanted = _asks_for_code(Path(checkpoint)) or ("a file", _global_in(error))
         raise UsageError(
             f"--resume_from_checkpoint {checkpoint}: {name} is refused, it asks to call {wanted}, which is not plain data; "
             "nothing was called; use only checkpoints that you trust"
         ) from error
-    except (SafetensorError, EOFError, json.JSONDecodeError) as error:
+    except (SafetensorError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise _unreadable(checkpoint, error) from error
     except RuntimeError as error:
-        if "PytorchStreamReader" not in str(error):
+        if isinstance(error, torch.AcceleratorError) or any(words in str(error) for words in OF_THE_DEVICE):
             raise
         raise _unreadable(checkpoint, error) from error
 
 
+def check_state(checkpoint: str) -> None:
+    """Raises TypeError or ValueError unless trainer_state.json tells of a training: to be called within `reading`."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+    for name in (*COUNTS, *PERIODS, "epoch", "total_flos"):
+        value = getattr(state, name)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ValueError(f"trainer_state.json: {name} is {value!r}")
+    if not isinstance(state.log_history, list) or not all(isinstance(entry, dict) for entry in state.log_history):
+        raise TypeError("trainer_state.json: log_history is no list of entries")
+    if not isinstance(state.best_model_checkpoint, str | None):
+        raise TypeError(f"trainer_state.json: best_model_checkpoint is {state.best_model_checkpoint!r}")
+
+
 def _unreadable(checkpoint: str, error: Exception) -> UsageError:
+    told = one_line(error)[:120]
+    if isinstance(error, LookupError):  # of which the message is but a name
+        told = f"{told} is missing"
     return UsageError(
-        f"--resume_from_checkpoint {checkpoint}: a file of it is damaged ({one_line(error)[:120]}); name another checkpoint"
+        f"--resume_from_checkpoint {checkpoint}: a file of it is damaged ({told}); name another checkpoint"
     )
 
 

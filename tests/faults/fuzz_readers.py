@@ -107,6 +107,7 @@ def unchanged_environment() -> Iterator[None]:
 
 
 def allow(read: Callable[[], object]) -> None:
+    """`read` gives a result, or a UsageError."""
     try:
         with (
             contextlib.redirect_stdout(io.StringIO()),
@@ -152,19 +153,20 @@ TARGETS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def feed(targets: dict[str, tuple[Callable, dict]], description: str) -> None:
+    """A program that feeds the targets, {name: (function, its inputs)}, in turns for as long as asked."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     logging.disable(logging.CRITICAL)
     datasets.disable_progress_bars()
     end = time.monotonic() + 60 * asked.minutes
-    rounds = {name: 0 for name in TARGETS}
+    rounds = {name: 0 for name in targets}
     number = asked.seed
     options = settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     while time.monotonic() < end:
-        for name, (target, inputs) in TARGETS.items():
+        for name, (target, inputs) in targets.items():
             seed(number)(options(given(**inputs)(target)))()
             rounds[name] += 100
         number += 1
@@ -172,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    feed(TARGETS, __doc__.splitlines()[0])

@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import tiny
+import tiny_xlnet
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
-from utils.objectives import causal, drawing, masked, rows
+from utils.objectives import causal, drawing, masked, permutation, relative_attention, rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -44,8 +45,16 @@ CASES = {
     "masked, accumulating, workers": {
         "objective": "masked", "gradient_accumulation_steps": 3, "dataloader_num_workers": 2,
     },
+    "permuted": {"objective": "permuted", "use_combine_grad": True},
+    "permuted, O2, accumulating, workers": {
+        **O2, "objective": "permuted", "gradient_accumulation_steps": 3, "dataloader_num_workers": 2,
+    },
     "by length": {"train_sampling_strategy": "group_by_length"},
-    "best model": {"load_best_model_at_end": True, "metric_for_best_model": "loss", "learning_rate": 0.05, "eval_steps": 1},
+    # So fast that the best is not the last.
+    "best model": {
+        "load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_steps": 1, "learning_rate": 1.0,
+        "lr_scheduler_type": "constant",
+    },
 }  # fmt: skip
 # What says how long something took, or where it is.
 TIMES = ("runtime", "per_second", "fps", "mfu", "data_wait", "optimizer_share", "peak_", "best_model_checkpoint")
@@ -65,7 +74,7 @@ def blocks(count: int, seed: int) -> Blocks:
 def trainer_in(folder: Path, objective: str = "causal", callbacks=None, **options) -> LanguageModelingTrainer:
     """A trainer with a fresh tiny model, with dropout; saves at each step."""
     defaults = {
-        "output_dir": str(folder), "per_device_train_batch_size": 4, "learning_rate": 3e-3, "num_train_epochs": 3,
+        "output_dir": str(folder), "per_device_train_batch_size": 4, "learning_rate": 3e-3, "num_train_epochs": 2,
         "logging_steps": 4, "save_steps": 1, "eval_steps": 2, "eval_strategy": "steps", "disable_tqdm": True,
         "use_cpu": True, "seed": 7, "report_to": "none",
     }  # fmt: skip
@@ -81,6 +90,17 @@ def trainer_in(folder: Path, objective: str = "causal", callbacks=None, **option
         masked.predict_only_masked(model)
         named = {
             "data_collator": masked.MaskedCollator(law, 0),
+            "loss_sum": rows.loss_sum,
+            "token_sums": rows.token_sums,
+        }
+    if objective == "permuted":
+        law = permutation.PermutationLaw(0.3, 4, 4, np.arange(tiny.VOCABULARY) < 5)
+        train, test = (drawing.draw(samples, law, args.seed) for samples in (train, test))
+        model = tiny_xlnet.xlnet(dropout=0.1)
+        relative_attention.follow_half_weights(model)
+        relative_attention.predict_only_targets(model)
+        named = {
+            "data_collator": permutation.PermutationCollator(0),
             "loss_sum": rows.loss_sum,
             "token_sums": rows.token_sums,
         }
@@ -146,8 +166,8 @@ def train(folder: Path, checkpoint: Path | None = None, **options) -> dict:
 
 
 def steps_to_resume_from(total: int) -> list[int]:
-    """The first, in mid-epoch and between two logs, at the end of an epoch, in a later epoch, the last but one."""
-    return sorted({1, total // 3 - 1, total // 3, total // 2 + 1, total - 1} - {0, total})
+    """Of two epochs: the first, between two logs; the end of an epoch; the first of the next; the last but one."""
+    return sorted({1, total // 2, total // 2 + 1, total - 1})
 
 
 def compare(folder: Path, options: dict) -> dict[int, list[str]]:

@@ -15,7 +15,7 @@ from utils.sampling import EpochBegins
 
 ON_TWO_RANKS = [
     *("O0", "O2, combined, accumulating, workers", "masked", "masked, accumulating, workers", "by length"),
-    "best model",
+    *("permuted, O2, accumulating, workers", "best model"),
 ]
 
 
@@ -30,7 +30,7 @@ def folder():
 def test_every_step_is_one_to_resume_from(case, folder):
     """Weights, masters, moments, schedule, scale, random numbers, logged means and metrics."""
     found = resume.compare(folder, resume.CASES[case])
-    assert len(found) >= 4 and found == {step: [] for step in found}
+    assert len(found) >= 3 and found == {step: [] for step in found}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def two_ranks() -> dict:
 
 @pytest.mark.parametrize("case", ON_TWO_RANKS)
 def test_the_same_on_two_ranks(case, two_ranks):
-    assert len(two_ranks[case]) >= 4 and two_ranks[case] == {step: [] for step in two_ranks[case]}
+    assert len(two_ranks[case]) >= 3 and two_ranks[case] == {step: [] for step in two_ranks[case]}
 
 
 class Stop(TrainerCallback):
@@ -98,9 +98,10 @@ def test_a_moved_output_folder_keeps_its_best_model(folder):
     whole = resume.train(folder / "whole", **options)
     shutil.copytree(folder / "whole", folder / "moved")
     shutil.rmtree(folder / "whole")
-    assert (
-        resume.differences(whole, resume.train(folder / "moved", folder / "moved" / "checkpoint-20", **options)) == []
-    )
+    best = json.loads((folder / "moved" / "checkpoint-14" / "trainer_state.json").read_text())["best_global_step"]
+    assert best < 13, "the case is not the one that is meant: a better one was found after the move"
+    resumed = resume.train(folder / "moved", folder / "moved" / "checkpoint-13", **options)
+    assert resume.differences(whole, resumed) == []
 
 
 # ---- the order of the data ----

@@ -4,6 +4,7 @@ import json
 import logging
 import platform
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import killing
@@ -65,9 +66,10 @@ def restore(output: Path) -> None:
 pytestmark = pytest.mark.skipif(platform.machine() not in killing.CALLS, reason="system calls of another machine")
 
 
-@pytest.mark.parametrize("how", ["next", "rotating", "same step"])
+@pytest.mark.parametrize("how", ["next", "rotating", "same step", "in the background"])
 def test_a_kill_at_any_write_leaves_a_whole_checkpoint(how, folder, caplog):
-    """next: checkpoint-2 beside checkpoint-1. rotating: in its place. same step: checkpoint-1 is written anew."""
+    """next: checkpoint-2 beside checkpoint-1. rotating: in its place. same step: checkpoint-1 is written anew. In
+    the background: as next, by the thread of --async_save."""
     caplog.set_level(logging.ERROR)
     torch.set_num_threads(1)
     options = {"save_total_limit": 1} if how == "rotating" else {}
@@ -77,7 +79,10 @@ def test_a_kill_at_any_write_leaves_a_whole_checkpoint(how, folder, caplog):
     def save():
         if how != "same step":
             trainer.state.global_step = 2
+        if how == "in the background":
+            trainer._thread = ThreadPoolExecutor(1)  # in the fork: threads are not copied with a process
         trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+        trainer.finish_saves()
 
     calls = kills(trainer, save)
     assert calls.count("fsync") > 8 and len(calls) > 30

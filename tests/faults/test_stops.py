@@ -12,7 +12,9 @@ import pytest
 from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run
 from test_launch_scripts import finish, processes_of, stand_in_python, start, wait_for
 
-WORKER = Path(__file__).with_name("faulty_run_clm.py")
+from utils import checkpoint, output_folder
+
+WORKER = Path(__file__).with_name("faulty_script.py")
 TRAIN = [
     *TINY_GPT2,
     "--do_train",
@@ -28,10 +30,12 @@ TRAIN += ["--logging_steps", "1", "--disable_tqdm", "true", "--report_to", "none
 EVALUATE = ["--do_eval", "--eval_strategy", "steps", "--eval_steps", "6", "--max_eval_samples", "64"]
 
 
-def faulty(folder: Path, fault: str, *words: str | Path, expect: int = 0) -> subprocess.CompletedProcess:
-    """run_clm.py with a fault, in a process group of its own."""
+def faulty(
+    folder: Path, fault: str, *words: str | Path, expect: int = 0, script: str = "run_clm.py"
+) -> subprocess.CompletedProcess:
+    """The script with a fault, in a process group of its own."""
     done = subprocess.run(
-        [sys.executable, str(WORKER), *map(str, words)],
+        [sys.executable, str(WORKER), script, *map(str, words)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "FAULT_DONE": str(folder / "done")},
         capture_output=True,
@@ -51,7 +55,7 @@ def faulty_launch(folder: Path, fault: str, *words: str | Path, expect: int = 0)
 
 
 def begin_launch(folder: Path, fault: str, *words: str | Path) -> subprocess.Popen:
-    python = stand_in_python(folder, f'shift\nexec "{sys.executable}" "{WORKER}" "$@"')
+    python = stand_in_python(folder, f'exec "{sys.executable}" "{WORKER}" "$@"')
     words = ["full", "2", "clm", "--nproc", "2", *words, "--output_dir", folder / "output"]
     return start(folder, "launch.sh", *words, PYTHON=python, FAULT=fault, FAULT_DONE=str(folder / "done"))
 
@@ -69,11 +73,11 @@ def starts(output: Path, rank: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(files, tmp_path_factory) -> list[float]:
-    """The losses of two ranks whom nothing happens to."""
+def undisturbed(files, tmp_path_factory) -> Path:
+    """The output folder of two ranks whom nothing happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     faulty_launch(folder, "forward 999 0 SIGTERM process", *TRAIN, *map(str, files), "--do_eval", "false")
-    return losses(folder / "output")
+    return folder / "output"
 
 
 # ---- stops ----
@@ -83,10 +87,7 @@ def test_sigterm_in_forward_with_workers(files, tmp_path) -> None:
     done = faulty(tmp_path, "forward 5 0 SIGTERM group", *words, expect=143)
     told = "stopped by SIGTERM at step 5; checkpoint-5 is complete; the same command goes on from there"
     assert done.stdout.count(told) == 1 and "DataLoader worker" not in done.stdout + done.stderr
-    assert steps(tmp_path / "output") == [5]
-    done = run([sys.executable, "run_clm.py", *map(str, words)])
-    assert done.returncode == 0 and "resuming from checkpoint-5" in done.stdout
-    assert len(losses(tmp_path / "output")) == 12
+    assert steps(tmp_path / "output") == [5]  # from which test_killed_scripts.py goes on
 
 
 def test_sigterm_to_one_rank_in_evaluation(files, tmp_path) -> None:
@@ -113,8 +114,8 @@ def test_a_second_signal_ends_a_save_at_once(files, tmp_path) -> None:
     done = faulty(tmp_path, "save 2 0 SIGTERM process 1.5 60", *words, expect=143)
     assert "stopped at once by a second SIGTERM" in done.stdout
     assert not (tmp_path / "output" / "checkpoint-8" / "trainer_state.json").exists()
-    done = run([sys.executable, "run_clm.py", *map(str, words)])
-    assert done.returncode == 0 and "resuming from checkpoint-4" in done.stdout
+    output = tmp_path / "output"
+    assert checkpoint.newest(output, output_folder.run_id(output)) == output / "checkpoint-4"
 
 
 def test_a_signal_before_training_is_one_line(files, tmp_path) -> None:
@@ -186,7 +187,16 @@ def test_sigkill_in_the_all_reduce_and_a_restart_that_ends_alike(files, tmp_path
     log = (tmp_path / "output" / "train_0.log").read_text()
     assert "resuming from checkpoint-" in log
     assert [starts(tmp_path / "output", rank) for rank in (0, 1)] == [2, 2]
-    assert losses(tmp_path / "output") == undisturbed
+    assert losses(tmp_path / "output") == losses(undisturbed)
+
+
+def test_another_number_of_ranks_is_refused(files, tmp_path, undisturbed) -> None:
+    words = [*TRAIN, *files, "--output_dir", tmp_path / "output"]
+    resume = ["--resume_from_checkpoint", undisturbed / "checkpoint-12"]
+    done = run([sys.executable, "run_clm.py", *map(str, words + resume)])
+    assert done.returncode == 2
+    assert "checkpoint-12: was written by 2 processes, this run has 1" in one_error_line(done)
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_frozen_rank_is_named_and_ends_the_job(files, tmp_path) -> None:

@@ -1,9 +1,13 @@
-"""run_clm.py with one real signal to itself at an exact place: FAULT="place count rank signal whom [again]".
+"""One of the scripts, with one real signal to itself at an exact place: FAULT="place count rank signal whom [again]".
 
-place: data, forward, evaluation, save or all_reduce. count: the n-th time. whom: the process, or its group. again: seconds
-after which a second one follows. FAULT="gradient count rank value" puts a value into one gradient instead.
+    python tests/faults/faulty_script.py run_clm.py --do_train ...
+
+place: data, forward, evaluation, save, background (the thread of --async_save flushes a file) or all_reduce. count: the
+n-th time. whom: the process, or its group. again: seconds after which a second one follows. FAULT="gradient count rank
+value" puts a value into one gradient instead. FAULT_DONE: a file that says that it has come.
 """
 
+import importlib
 import os
 import signal
 import subprocess
@@ -13,8 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import run_clm
-from utils import arguments, corpus, errors
+from utils import arguments, checkpoint, corpus, errors
+
+MODELS = {"run_clm": "GPT2LMHeadModel", "run_mlm": "BertForMaskedLM", "run_plm": "XLNetLMHeadModel"}
+SCRIPT = Path(sys.argv.pop(1)).stem
 
 
 def place_fault() -> None:
@@ -54,7 +60,7 @@ def place_fault() -> None:
         before(corpus, "load_text")
         return
     import torch.distributed
-    from transformers import GPT2LMHeadModel
+    import transformers
 
     from utils.trainer import LanguageModelingTrainer
 
@@ -64,9 +70,11 @@ def place_fault() -> None:
         before(LanguageModelingTrainer, "_save_optimizer_and_scheduler")
     elif place == "evaluation":
         before(LanguageModelingTrainer, "prediction_step")
+    elif place == "background":
+        before(checkpoint, "_flush")
     else:
         # Not those by which the set-up learns what the model does.
-        before(GPT2LMHeadModel, "forward", counts=lambda model: model.training)
+        before(getattr(transformers, MODELS[SCRIPT]), "forward", counts=lambda model: model.training)
 
 
 def spoil_gradient(count: int, rank: str, value: float) -> None:
@@ -95,10 +103,11 @@ def spoil_gradient(count: int, rank: str, value: float) -> None:
 
 
 def main() -> None:
+    script = importlib.import_module(SCRIPT)
     place_fault()
-    run_clm.main()
+    script.main()
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "run_clm.py"
+    sys.argv[0] = f"{SCRIPT}.py"
     errors.run(main, arguments.wants_traceback)
