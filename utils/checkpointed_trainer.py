@@ -25,7 +25,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from utils import checkpoint, output_folder
+from utils import checkpoint, elastic, output_folder
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
 from utils.plain_data import reading
@@ -283,9 +283,12 @@ class CheckpointedTrainer(Trainer):
             "last_logged_step": self._globalstep_last_logged,
             "first_step": self._first_step,
             "seconds": time.time() - self._start_time + self._earlier_seconds,
+            "samples_per_step": elastic.samples_per_step(self.args),
         }
 
     def _read_progress(self, checkpoint: str) -> dict:
+        if self.args.elastic:
+            return elastic.mean_progress(checkpoint)
         path = Path(checkpoint, f"progress_{self.args.process_index}.json")
         if not path.exists():
             return {}

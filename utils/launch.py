@@ -23,13 +23,20 @@ PARTS = {
 
 
 def complete(
-    mode: str, objective: str, words: Sequence[str], data_path: str, world_size: int, precision: str
+    mode: str,
+    objective: str,
+    words: Sequence[str],
+    data_path: str,
+    world_size: int,
+    precision: str,
+    is_elastic: bool = False,
 ) -> list[str]:
     """The whole command line: the config file, if `words` begins with one, then defaults, then the other words.
 
     Later flags win, so what the user says overrides a default; a default that would contradict a flag, or override the
     config file, is left out.
-    mode: "full" or "performance". precision: the flags of the level that suits the device.
+    mode: "full" or "performance". precision: the flags of the level that suits the device. is_elastic: whether nodes may
+    come and go.
 
     Raises UsageError.
     """
@@ -47,6 +54,8 @@ def complete(
         defaults += precision.split()
     if given.isdisjoint({"use_combine_grad"} | engines):
         defaults += ["--use_combine_grad"]
+    if is_elastic:
+        defaults += ["--elastic"] * ("elastic" not in given)
     if data_path:
         source = given & {"train_file", "validation_file", "dataset_name"}
         if source:
@@ -154,13 +163,17 @@ def main() -> int:
     parser.add_argument("--objective", required=True)
     parser.add_argument("--nproc", type=int, required=True)
     parser.add_argument("--world_size", type=int, required=True)
+    parser.add_argument("--elastic", default="no")
     parser.add_argument("--data_path", default="")
     parser.add_argument("--npu_is_here", default="no")
     parser.add_argument("words", nargs="*")
     args = parser.parse_args()
     try:
         extra, precision = suit_device(args.words, args.nproc, args.npu_is_here == "yes")
-        words = complete(args.mode, args.objective, args.words, args.data_path, args.world_size, precision) + extra
+        words = complete(
+            args.mode, args.objective, args.words, args.data_path, args.world_size, precision, args.elastic == "yes"
+        )
+        words += extra
         output = value_of("output_dir", words) or take_config_file(words)[0].get("output_dir")
         if not output:
             raise UsageError("--output_dir: its value is missing")
