@@ -9,7 +9,7 @@ from pathlib import Path
 
 import namespaces
 import pytest
-from commands import TINY_GPT2, losses
+from commands import TINY_GPT2, losses, run_distributed
 from test_launch_scripts import SCRIPTS, environment, processes_of, run, stand_in_python, wait_for
 
 from utils import node_address
@@ -120,6 +120,37 @@ def test_an_elastic_run_goes_on_alone_and_together_again(nodes, files, tmp_path,
     assert "stopped by the launcher, to start again, at step 12; checkpoint-12 is complete" in log
     assert log.count("resuming from checkpoint-12") == 1
     assert losses(job.output) == pytest.approx(undisturbed, rel=1e-6)
+
+
+# ---- what nodes share ----
+BEGIN = """
+import os, sys
+from types import SimpleNamespace
+import torch.distributed as dist
+from accelerate import PartialState
+from utils import errors, output_folder
+os.environ["GROUP_WORLD_SIZE"] = "2"
+output_folder.SHARED_SECONDS = 0.5
+dist.init_process_group("gloo")
+PartialState(cpu=True)
+rank = int(os.environ["RANK"])
+args = SimpleNamespace(
+    process_index=rank, world_size=2, output_dir=f"{sys.argv[1]}/node{rank}", overwrite_output_dir=False, save_strategy="steps"
+)
+errors.run(lambda: output_folder.begin_for_all(args, "run_clm.py", {}), lambda: False)
+"""
+
+
+def test_nodes_that_do_not_share_the_output_folder_are_told(tmp_path) -> None:
+    script = tmp_path / "begin.py"
+    script.write_text(BEGIN)
+    done = run_distributed(str(script), tmp_path, expect=1, PYTHONPATH=os.getcwd())
+    told = (
+        f"--output_dir {tmp_path}/node0: rank 1 on {socket.gethostname()} does not see what rank 0 has written there"
+    )
+    assert told in done.stderr
+    (tmp_path / "node1").symlink_to("node0")
+    run_distributed(str(script), tmp_path, PYTHONPATH=os.getcwd())
 
 
 # ---- addresses ----

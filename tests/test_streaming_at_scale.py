@@ -170,7 +170,8 @@ if ranks > 1:
     dist.init_process_group("gloo")
     from accelerate import PartialState
     PartialState(cpu=True)
-text = corpus.load_text(DataArguments(dataset_name="texts", streaming=True), ["train"])["train"]
+data = DataArguments(dataset_name="texts", streaming=True, validation_split_percentage=0)
+text = corpus.load_text(data, ["train"])["train"]
 arrays = itertools.takewhile(lambda found: found[0] is not None, Reader(text, rank, ranks, 1, True).read())
 found = [document for documents, _ in arrays for document in documents.to_pylist()]
 print("found", *found)

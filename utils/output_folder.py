@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import secrets
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ MODEL_FILES = re.compile(
     r"data_state_\d+\.json"
 )
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
+SHARED_SECONDS = 10.0  # until a network's file system shows on one node what another has written
 AUTO = "auto"  # --resume_from_checkpoint auto
 
 
@@ -187,9 +190,32 @@ def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> Non
 
 
 def begin_for_all(args, script: str, arguments: dict) -> None:
-    """`begin` by the main process. args: the run's LanguageModelingArguments."""
+    """`begin` by the main process. args: the run's LanguageModelingArguments.
+
+    Raises UsageError on all ranks if there are several nodes and one of them does not see the folder: each rank has files
+    of its own in a checkpoint.
+    """
     if args.process_index == 0:
         begin(args.output_dir, script, arguments, args.overwrite_output_dir)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    if nodes > 1 and args.world_size > 1 and args.save_strategy != "no":
+        _check_shared(args)
+
+
+def _check_shared(args) -> None:
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    [run] = broadcast_object_list([run_id(args.output_dir)])
+    end = time.monotonic() + SHARED_SECONDS
+    while run_id(args.output_dir) != run and time.monotonic() < end:
+        time.sleep(0.2)
+    here = f"rank {args.process_index} on {socket.gethostname()}"
+    blind = [rank for rank in gather_object([None if run_id(args.output_dir) == run else here]) if rank is not None]
+    if blind:
+        raise UsageError(
+            f"--output_dir {args.output_dir}: {blind[0]} does not see what rank 0 has written there; name a folder that all "
+            "nodes share, or add --save_strategy no"
+        )
 
 
 def finish(output_dir: str) -> None:
