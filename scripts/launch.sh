@@ -127,7 +127,7 @@ fi
 notes=$(mktemp -d)
 trap 'rm -rf "$notes"' EXIT
 ours utils.launch --plan "$notes/plan" \
-    --mode "$mode" --objective "$objective" --nproc "$nproc" --world_size "$world_size" --elastic "$is_elastic" \
+    --mode "$mode" --objective "$objective" --nproc "$nproc" --world_size "$world_size" --nnodes "$nnodes" \
     --data_path "$data_path" --npu_is_here "$npu_is_here" -- ${flags[@]+"${flags[@]}"}
 words=() # quoted by the plan for this shell
 eval "words=($(<"$notes/plan"))"
@@ -173,10 +173,11 @@ start_training() {
     rm -f "$notes"/failure_* "$notes/began"
     setsid "${command[@]}" >"$notes/launcher.log" 2>&1 &
     training=$!
+    echo "$training" >"$notes/launcher"
 }
 # Shows the log of this node's first rank, whose number may be another after each start.
 show_log() {
-    local rank size now tail=''
+    local rank size now told tail=''
     while :; do
         if [[ -s $notes/shown ]]; then
             read -r now size <"$notes/shown"
@@ -189,6 +190,11 @@ show_log() {
         fi
         if [[ -e $notes/over ]]; then
             break
+        fi
+        # What has ended for good torchrun would start again, after it has waited for more nodes.
+        if [[ $rejoins == yes && -s $notes/final && -z ${told:-} ]] && ! compgen -G "$notes/pid_*" >/dev/null; then
+            told=yes
+            kill -TERM "$(<"$notes/launcher")" 2>/dev/null || true
         fi
         sleep 0.2
     done

@@ -12,7 +12,8 @@ import pytest
 from commands import TINY_GPT2, losses, run_distributed
 from test_launch_scripts import SCRIPTS, environment, processes_of, run, stand_in_python, wait_for
 
-from utils import node_address
+from utils import launch, node_address
+from utils.errors import UsageError
 
 WORKER = Path(__file__).with_name("freezing_run_clm.py")
 TINY = [*TINY_GPT2[:-1], TINY_GPT2[-1] + ",resid_pdrop=0,embd_pdrop=0,attn_pdrop=0"]
@@ -122,6 +123,18 @@ def test_an_elastic_run_goes_on_alone_and_together_again(nodes, files, tmp_path,
     assert losses(job.output) == pytest.approx(undisturbed, rel=1e-6)
 
 
+def test_a_mistake_ends_an_elastic_run_for_good(files, tmp_path) -> None:
+    """One node of two, which waits for the other one first, and then no more."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [*TRAIN, *files, *SOON, "--nnodes", "1:2", "--max_restarts", "2", "--nproc", "1", "--output_dir", "output"]
+    words += ["--master_addr", "127.0.0.1", "--master_port", port, "--block_size", "4000"]
+    done = run(tmp_path, "train_full_8p.sh", *words, expect=2)
+    assert "rank 0 ended with exit code 2" in done.stderr and "--block_size 4000" in done.stderr
+    assert (tmp_path / "output" / "train_0.log").read_text().count(" rank 0: ") == 1
+
+
 # ---- what nodes share ----
 BEGIN = """
 import os, sys
@@ -151,6 +164,23 @@ def test_nodes_that_do_not_share_the_output_folder_are_told(tmp_path) -> None:
     assert told in done.stderr
     (tmp_path / "node1").symlink_to("node0")
     run_distributed(str(script), tmp_path, PYTHONPATH=os.getcwd())
+
+
+# ---- how many there may be ----
+@pytest.mark.parametrize(
+    ("nodes", "words", "is_elastic"),
+    [("2", [], False), ("4:4", [], False), ("1:2", [], True), ("2:4", ["--gradient_accumulation_steps=3"], True)],
+)
+def test_elastic_is_what_may_have_several_numbers_of_nodes(nodes, words, is_elastic) -> None:
+    assert launch.check_nodes(nodes, words) is is_elastic
+    assert ("--elastic" in launch.complete("full", "clm", words, "", 8, "", is_elastic)) is is_elastic
+
+
+def test_a_number_of_nodes_that_could_not_go_on_is_told_before() -> None:
+    with pytest.raises(
+        UsageError, match="the 8 micro-batches .* among 3 nodes; give --gradient_accumulation_steps 3 or"
+    ):
+        launch.check_nodes("2:4", ["--gradient_accumulation_steps", "2"])
 
 
 # ---- addresses ----
