@@ -194,7 +194,7 @@ def test_one_rank_asks_the_hub_what_there_is(tmp_path) -> None:
             environment = client_environment(hub.url, tmp_path / start.__name__)
             surroundings = {name: environment[name] for name in ("HF_ENDPOINT", "HF_HOME")}
             done = start(str(script), HF_HUB_OFFLINE="0", PYTHONPATH=os.getcwd(), **surroundings)
-            asked.append([request for request in hub.requests if "/api/" in request])
+            asked.append([request for request in hub.requests if "/api/datasets/" in request])
             read.append(
                 Counter(request for request in hub.requests if request.startswith("GET") and "/resolve/" in request)
             )
