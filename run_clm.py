@@ -17,6 +17,7 @@ def main() -> None:
         device,
         document_packing,
         dry_run,
+        elastic,
         host_memory,
         log,
         model,
@@ -35,6 +36,7 @@ def main() -> None:
     claim = output_folder.claim_for_all(args, "run_clm.py", wanted)
     if claim.verdict == "finished":
         return
+    elastic.keep_global_batch(args, claim.checkpoint)
 
     # Text, tokenizer, blocks.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)

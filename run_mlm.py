@@ -18,6 +18,7 @@ def main() -> None:
         device,
         document_packing,
         dry_run,
+        elastic,
         host_memory,
         log,
         model,
@@ -37,6 +38,7 @@ def main() -> None:
     claim = output_folder.claim_for_all(args, "run_mlm.py", wanted)
     if claim.verdict == "finished":
         return
+    elastic.keep_global_batch(args, claim.checkpoint)
 
     # Text, tokenizer, sequences.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)

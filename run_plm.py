@@ -17,6 +17,7 @@ def main() -> None:
         corpus,
         device,
         dry_run,
+        elastic,
         host_memory,
         log,
         model,
@@ -36,6 +37,7 @@ def main() -> None:
     claim = output_folder.claim_for_all(args, "run_plm.py", wanted)
     if claim.verdict == "finished":
         return
+    elastic.keep_global_batch(args, claim.checkpoint)
 
     # Text, tokenizer, sequences.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)

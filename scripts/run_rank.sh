@@ -10,6 +10,10 @@ rank=${RANK:-0}
 if [[ -s $notes/final ]]; then
     exit "$(<"$notes/final")"
 fi
+touch "$notes/began" "$logs/train_$rank.log"
+if ((${LOCAL_RANK:-0} == 0)); then # launch.sh shows this log, from here on
+    echo "$rank $(stat -c %s "$logs/train_$rank.log")" >"$notes/shown"
+fi
 exec >>"$logs/train_$rank.log" 2>&1
 # The signals are the training's: it saves and ends, and this shell after it. Until it listens, SIGINT alone is not heard.
 trap : TERM HUP USR1
@@ -72,6 +76,10 @@ if ((status != 0)); then
     fi
     if ((status == 2)); then
         echo 2 >"$FINAL_NOTE"
+    fi
+    # torchrun ends the ranks of an elastic run to start them with other nodes.
+    if ((status == 143)) && [[ -n ${ELASTIC_PROCESSES:-} ]]; then
+        exit "$status"
     fi
     # The first to fail is the one to look at; the others fail because it is gone.
     (set -o noclobber && echo "$rank $status" >"$notes/failure_${TORCHELASTIC_RESTART_COUNT:-0}") 2>/dev/null || true

@@ -260,6 +260,7 @@ def test_a_mistake_is_told_by_rank_0_however_slow_it_is(corpus, tmp_path) -> Non
         (["gpt2", "clm"], "say what to train: clm"),
         (["clm", "--nproc", "0"], "--nproc 0: give a whole number of 1 or more"),
         (["clm", "--nnodes", "2"], "--nnodes 2: add --master_addr"),
+        (["clm", "--nnodes", "2:1"], "--nnodes 2:1: give a whole number of 1 or more, or MIN:MAX"),
         (["clm", "--nnodes", "2", "--node_rank", "2"], "--node_rank 2: give a number from 0 to 1"),
         (["clm", "--bind_cores", "1"], "--bind_cores 1: give yes or no"),
         (["clm", "--data-path"], "--data-path: its value is missing"),

@@ -128,6 +128,8 @@ def test_another_number_of_processes_is_refused(resume, folder):
     own = checkpoint(folder, 2, processes=2)
     message = refusal(folder, resume=own if resume == "named" else resume)
     assert "was written by 2 processes, this run has 1" in message and "--nproc_per_node" in message
+    assert message.endswith("or add --elastic")
+    assert ask(folder, processes=None).checkpoint == str(own)
     assert ask(folder, processes=2).checkpoint == str(own)
 
 
@@ -251,7 +253,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
 def test_only_the_main_process_looks(folder, caplog):
     finish(str(folder))
     args = SimpleNamespace(
-        process_index=0, world_size=1, output_dir=str(folder), overwrite_output_dir=False, dry_run=False
+        process_index=0, world_size=1, output_dir=str(folder), overwrite_output_dir=False, dry_run=False, elastic=False
     )
     args.resume_from_checkpoint = None
     assert claim_for_all(args, SCRIPT, ARGUMENTS).verdict == "finished"

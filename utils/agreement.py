@@ -151,7 +151,7 @@ def meet_after_restart(backend: str, seconds: float) -> None:
     of one that has died (https://github.com/pytorch/pytorch/issues/135712). Under names of this start it cannot.
     seconds: the group's timeout.
     """
-    if _restart() == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+    if _restart() == "0" or dist.is_initialized():
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = connect("process_group")
@@ -160,5 +160,9 @@ def meet_after_restart(backend: str, seconds: float) -> None:
 
 
 def _restart() -> str:
-    """How often torchrun has started this run again."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    """How often torchrun has started this run again, where it keeps the store in which ranks meet. Else that is new.
+
+    Nodes that were started at different times count differently: scripts/launch.sh has several nodes keep none.
+    """
+    is_kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_kept else "0"

@@ -134,6 +134,11 @@ def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:
         raise UsageError("--do_train: no training text; add --train_file FILE")
     if args.do_train and data.streaming and args.max_steps <= 0:
         _check_countable(data)
+    if data.streaming and args.elastic:
+        raise UsageError(
+            "--elastic: a stream is shared out among so many processes, each of which keeps its own place in it; drop "
+            "--streaming or --elastic"
+        )
     if data.streaming and args.on_loss_spike == "rollback":
         raise UsageError(
             "--on_loss_spike rollback: batches of a stream cannot be skipped; use warn, or drop --streaming"

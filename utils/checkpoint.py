@@ -176,7 +176,7 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def check_named(resume: str, processes: int) -> None:
+def check_named(resume: str, processes: int | None) -> None:
     """Raises UsageError if the checkpoint that the user names is damaged, or of another number of processes.
 
     One without a manifest, of transformers or of an earlier version, is taken as it is.
@@ -191,14 +191,14 @@ def check_named(resume: str, processes: int) -> None:
     check_processes(checkpoint, processes)
 
 
-def check_processes(checkpoint: Path, processes: int) -> None:
-    """Raises UsageError unless the checkpoint was written by that many processes."""
+def check_processes(checkpoint: Path, processes: int | None) -> None:
+    """Raises UsageError unless the checkpoint was written by that many processes. None: any number will do."""
     manifest = read_manifest(checkpoint)
-    if manifest is not None and manifest.processes != processes:
+    if processes is not None and manifest is not None and manifest.processes != processes:
         raise UsageError(
             f"--resume_from_checkpoint {checkpoint}: was written by {manifest.processes} processes, this run has "
             f"{processes}, which would see other data in another order; start it with --nproc_per_node so that there are "
-            f"{manifest.processes}"
+            f"{manifest.processes}, or add --elastic"
         )
 
 

@@ -26,7 +26,7 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from utils import checkpoint, output_folder
+from utils import checkpoint, elastic, output_folder
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
 from utils.plain_data import check_state, reading
@@ -300,9 +300,12 @@ class CheckpointedTrainer(Trainer):
         values = (
             self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged, self._first_step, seconds
         )  # fmt: skip
-        return dict(zip(PROGRESS, values, strict=True))
+        progress = dict(zip(PROGRESS, values, strict=True))
+        return progress | {"samples_per_step": elastic.samples_per_step(self.args)}
 
     def _read_progress(self, checkpoint: str) -> dict:
+        if self.args.elastic:
+            return elastic.mean_progress(checkpoint)
         path = Path(checkpoint, f"progress_{self.args.process_index}.json")
         if not path.exists():
             return {}

@@ -10,7 +10,7 @@ GROUPS = {
     "The run": r"do_train|do_eval|output_dir|overwrite_output_dir|resume_from_checkpoint|seed|dry_run|print_config",
     "Precision and combined gradients": r"fp16|bf16|fp16_opt_level|loss_scale|use_combine_grad|half_precision_backend",
     "Device": r"device_id|use_cpu|npu_.*",
-    "Interruptions": r"save_on_signal|max_train_time|max_bad_steps|on_loss_spike",
+    "Interruptions": r"save_on_signal|max_train_time|max_bad_steps|on_loss_spike|elastic",
     "Training": r"per_device_.*|num_train_epochs|max_steps|gradient_accumulation_steps|learning_rate|lr_.*|warmup_.*|"
     r"weight_decay|max_grad_norm|label_smoothing_factor|optim.*|adam_.*|neftune.*|average_tokens.*|auto_find_batch_size",
     "Evaluation": r"eval_.*|prediction_loss_only|batch_eval_metrics|include_for_metrics|do_predict|.*_full_eval|label_names",

@@ -21,6 +21,7 @@ from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.file_diagnosis import check_short_rows, check_start, check_surrogates, diagnose, is_tsv
 from utils.hub import dataset_name, explain
+from utils.main_process import told_by_main
 from utils.streaming import Stream
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,16 @@ def load_text(
     split, the first `validation_split_percentage` of the training text is taken for it, as transformers' scripts do.
     seed: of the draws from several files (--data_mix).
 
-    Raises UsageError, naming flag or file and the remedy.
+    Of a stream, the main process finds out what there is, for all. Raises UsageError, naming flag or file and the remedy.
     """
+    if data.streaming and data.hub != "modelscope":  # which each process has in a folder of its own
+        return told_by_main(functools.partial(_load_text, data, needed, cache_dir, token, seed))
+    return _load_text(data, needed, cache_dir, token, seed)
+
+
+def _load_text(
+    data: DataArguments, needed: list[str], cache_dir: str | None = None, token: str | None = None, seed: int = 0
+) -> dict[str, Text]:
     if data.data_mix:
         return _load_mix(data, needed, cache_dir, token, seed)
     if data.dataset_name is not None:
@@ -77,7 +86,7 @@ def _load_mix(
     """Each file's training text, drawn from by weight; a file that is read through begins again until all have been."""
     shares = data.mixed_files()
     parts = [
-        load_text(dataclasses.replace(data, data_mix=None, train_file=[file]), needed, cache_dir, token)
+        _load_text(dataclasses.replace(data, data_mix=None, train_file=[file]), needed, cache_dir, token)
         for file in shares
     ]
     if data.streaming:
@@ -181,8 +190,7 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
 
 def _stream_files(files: list[str], builder: str, split: str, options: dict, told: streaming.Explain) -> Stream:
     if options.get("sample_by") == "line" and not any(file.endswith(SUFFIXES) for file in files):
-        keep = options["keep_linebreaks"]
-        shards = [streaming.LinesShard(file, number, keep, told) for number, file in enumerate(files)]
+        shards = streaming.shards_of_lines(files, options["keep_linebreaks"], told)
     else:
         for file in files if builder == "json" else []:
             check_surrogates(file)

@@ -37,7 +37,8 @@ def run(main: Callable[[], None], wants_traceback: Callable[[], bool]) -> None:
     except signals.Stopped as stopped:
         signals.say(stopped.message)
         if stopped.together:
-            signals.note_the_end(stopped.code)
+            if stopped.for_good:
+                signals.note_the_end(stopped.code)
             _leave_process_group()  # the first to leave would have a launcher end those that are still saving
         raise
     except UsageError as error:

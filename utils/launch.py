@@ -6,6 +6,7 @@ run_mlm.py or run_plm.py, quoted for a shell.
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -23,13 +24,20 @@ PARTS = {
 
 
 def complete(
-    mode: str, objective: str, words: Sequence[str], data_path: str, world_size: int, precision: str
+    mode: str,
+    objective: str,
+    words: Sequence[str],
+    data_path: str,
+    world_size: int,
+    precision: str,
+    is_elastic: bool = False,
 ) -> list[str]:
     """The whole command line: the config file, if `words` begins with one, then defaults, then the other words.
 
     Later flags win, so what the user says overrides a default; a default that would contradict a flag, or override the
     config file, is left out.
-    mode: "full" or "performance". precision: the flags of the level that suits the device.
+    mode: "full" or "performance". precision: the flags of the level that suits the device. is_elastic: whether nodes may
+    come and go.
 
     Raises UsageError.
     """
@@ -47,6 +55,8 @@ def complete(
         defaults += precision.split()
     if given.isdisjoint({"use_combine_grad"} | engines):
         defaults += ["--use_combine_grad"]
+    if is_elastic:
+        defaults += ["--elastic"] * ("elastic" not in given)
     if data_path:
         source = given & {"train_file", "validation_file", "dataset_name"}
         if source:
@@ -116,6 +126,32 @@ def text_flags(folder: str) -> list[str]:
     return flags + (["--validation_file", *files["validation"]] if files["validation"] else [])
 
 
+def check_nodes(nodes: str, words: Sequence[str]) -> bool:
+    """Whether nodes may come and go. nodes: N or MIN:MAX.
+
+    Raises UsageError if some number of them could not share out the micro-batches of a step: told now, and not when a node
+    is lost.
+    """
+    fewest, _, most = nodes.partition(":")
+    if not most or fewest == most:
+        return False
+    name = "gradient_accumulation_steps"
+    given = value_of(name, words) or take_config_file(words)[0].get(name) or 1
+    counts = range(int(fewest), int(most) + 1)
+
+    def is_shared_out(accumulation: int) -> bool:
+        return all(accumulation * int(most) % count == 0 for count in counts)
+
+    if str(given).isdigit() and not is_shared_out(int(given)):
+        fits = next(k for k in range(1, math.lcm(*counts) + 1) if is_shared_out(k))
+        one = next(count for count in counts if int(given) * int(most) % count)
+        raise UsageError(
+            f"--nnodes {nodes}: the {int(given) * int(most)} micro-batches of a step cannot be shared out among {one} nodes; "
+            f"give --{name} {fits} or a multiple of it, or other numbers of nodes"
+        )
+    return True
+
+
 def suit_device(words: Sequence[str], nproc: int, npu_is_here: bool) -> tuple[list[str], str]:
     """Flags that the device asks for, and those of the precision level that suits it; warns where an NPU lies idle.
 
@@ -154,13 +190,16 @@ def main() -> int:
     parser.add_argument("--objective", required=True)
     parser.add_argument("--nproc", type=int, required=True)
     parser.add_argument("--world_size", type=int, required=True)
+    parser.add_argument("--nnodes", default="1")
     parser.add_argument("--data_path", default="")
     parser.add_argument("--npu_is_here", default="no")
     parser.add_argument("words", nargs="*")
     args = parser.parse_args()
     try:
         extra, precision = suit_device(args.words, args.nproc, args.npu_is_here == "yes")
-        words = complete(args.mode, args.objective, args.words, args.data_path, args.world_size, precision) + extra
+        is_elastic = check_nodes(args.nnodes, args.words)
+        words = complete(args.mode, args.objective, args.words, args.data_path, args.world_size, precision, is_elastic)
+        words += extra
         output = value_of("output_dir", words) or take_config_file(words)[0].get("output_dir")
         if not output:
             raise UsageError("--output_dir: its value is missing")

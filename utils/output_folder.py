@@ -9,6 +9,8 @@ import logging
 import os
 import re
 import secrets
+import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ RUN_FILE = "run.json"
 REPORTING_ARGUMENTS = re.compile(
     r"log_level.*|logging_.*|report_to|run_name|disable_tqdm|project|trackio_.*|overwrite_output_dir|output_dir|"
     r"resume_from_checkpoint|push_to_hub.*|hub_.*|ddp_timeout|save_on_signal|max_train_time|max_bad_steps|on_loss_spike|"
-    r"save_total_limit|async_save|dry_run|print_config"
+    r"save_total_limit|async_save|elastic|dry_run|print_config"
 )
 # What a run of ours writes, by name: into its folder, into that and its checkpoints, and into the folders under runs/.
 # Anything else belongs to somebody else.
@@ -38,6 +40,7 @@ MODEL_FILES = re.compile(
     r"data_state_\d+\.json"
 )
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
+SHARED_SECONDS = 10.0  # until a network's file system shows on one node what another has written
 AUTO = "auto"  # --resume_from_checkpoint auto
 
 
@@ -51,7 +54,7 @@ class Claim:
 
 
 def claim(
-    output_dir: str, script: str, arguments: dict, overwrite: bool, resume: str | None, processes: int = 1
+    output_dir: str, script: str, arguments: dict, overwrite: bool, resume: str | None, processes: int | None = 1
 ) -> Claim:
     """Decides how a run may use its output folder. Reads only: several processes may ask at once.
 
@@ -59,7 +62,7 @@ def claim(
     arguments: {flag: value} of the whole command line, JSON types only.
     resume: --resume_from_checkpoint. A folder is what the user answers for: the arguments may then differ. "auto" is what
         happens without the flag, too: the newest whole checkpoint of the same run.
-    processes: how many take part, which must be as many as wrote the checkpoint.
+    processes: how many take part, which must be as many as wrote the checkpoint; None for any number.
 
     Raises UsageError if the folder holds another run, naming the first flag that differs, if it cannot be written to,
     and if `resume` is no checkpoint, a damaged one, or one that `overwrite` removes.
@@ -119,7 +122,7 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
     args: the run's LanguageModelingArguments. Raises the same UsageError on every rank.
     """
     verdict: Claim | UsageError | None = None
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+    if _was_started_again(args):
         _go_on_after_restart(args)
     if args.process_index == 0:
         try:
@@ -130,7 +133,7 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
                 arguments,
                 args.overwrite_output_dir,
                 args.resume_from_checkpoint,
-                args.world_size,
+                None if args.elastic else args.world_size,
             )
         except UsageError as error:
             verdict = error
@@ -145,6 +148,16 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
     if args.dry_run:
         dry_run.begin(args)  # from here on nothing goes to the folder
     return verdict
+
+
+def _was_started_again(args) -> bool:
+    """Whether any rank was, by torchrun or by launch.sh: a node that came back begins to count anew."""
+    count = sum(int(os.environ.get(name) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "LAUNCH_RESTARTS"))
+    if args.world_size > 1:
+        from accelerate.utils import gather_object
+
+        count = sum(gather_object([count]))
+    return count > 0
 
 
 def _go_on_after_restart(args) -> None:
@@ -177,9 +190,32 @@ def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> Non
 
 
 def begin_for_all(args, script: str, arguments: dict) -> None:
-    """`begin` by the main process. args: the run's LanguageModelingArguments."""
+    """`begin` by the main process. args: the run's LanguageModelingArguments.
+
+    Raises UsageError on all ranks if there are several nodes and one of them does not see the folder: each rank has files
+    of its own in a checkpoint.
+    """
     if args.process_index == 0:
         begin(args.output_dir, script, arguments, args.overwrite_output_dir)
+    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    if nodes > 1 and args.world_size > 1 and args.save_strategy != "no":
+        _check_shared(args)
+
+
+def _check_shared(args) -> None:
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    [run] = broadcast_object_list([run_id(args.output_dir)])
+    end = time.monotonic() + SHARED_SECONDS
+    while run_id(args.output_dir) != run and time.monotonic() < end:
+        time.sleep(0.2)
+    here = f"rank {args.process_index} on {socket.gethostname()}"
+    blind = [rank for rank in gather_object([None if run_id(args.output_dir) == run else here]) if rank is not None]
+    if blind:
+        raise UsageError(
+            f"--output_dir {args.output_dir}: {blind[0]} does not see what rank 0 has written there; name a folder that all "
+            "nodes share, or add --save_strategy no"
+        )
 
 
 def finish(output_dir: str) -> None:

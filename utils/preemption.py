@@ -10,6 +10,7 @@ the callback below has Trainer save there by its own means, then ends the proces
 """
 
 import logging
+import os
 import signal
 import time
 
@@ -22,7 +23,7 @@ from utils.durations import seconds_of
 
 logger = logging.getLogger(__name__)
 
-SAVE, TIME = "SIGUSR1", "time"
+SAVE, TIME, RESTART = "SIGUSR1", "time", "restart"
 # Before a save has been measured, this share of --max_train_time is kept for it, at most so many seconds.
 UNMEASURED_SHARE, UNMEASURED_SECONDS = 0.05, 120.0
 # Afterwards this many times the longest: file systems have bad days.
@@ -64,7 +65,7 @@ class Preemption(TrainerCallback):
             connect(f"preemption/{self._trainings}"), args.process_index, args.world_size, self._leave_without_them
         )
         if signals.listener is not None:
-            signals.listener.on_request = self.agreement.request
+            signals.listener.on_request = self._request
             if args.save_on_signal:
                 signals.listener.listen(signal.SIGUSR1)
         self.trainer.evaluate_what_was_missed()
@@ -79,11 +80,17 @@ class Preemption(TrainerCallback):
         if self.agreement is not None:
             self.agreement.close()
 
+    def _request(self, word: str) -> None:
+        # torchrun ends the ranks of an elastic run to start them with other nodes; what launch.sh hands on, it has noted.
+        if word == "SIGTERM" and os.environ.get("ELASTIC_PROCESSES") and not signals.is_noted():
+            word = RESTART
+        self.agreement.request(word)
+
     def _leave_without_them(self, word: str, ranks: list[int]) -> None:
         # From the agreement's thread. They will never come to a step's end, so there is none to save at.
         if word != SAVE:
             names = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}" if ranks else "the store"
-            number = signal.SIGTERM if word in (TIME, "") else signal.Signals[word]
+            number = signal.SIGTERM if word in (TIME, RESTART, "") else signal.Signals[word]
             signals.leave_at_once(
                 number, f"stopped by {word or number.name}: {names} did not answer, so nothing is saved"
             )
@@ -127,17 +134,24 @@ class Preemption(TrainerCallback):
         saved = self.trainer.save_now() is not None  # written by now, unless in the background or for a full disk
         # What else is under way, logs for example, is finished by those who began it.
         self.trainer.callback_handler.on_train_end(args, state, control)
-        raise signals.Stopped(self._exit_code(), self._message(state, saved), together=True)
+        is_for_good = self.stopping != RESTART
+        raise signals.Stopped(self._exit_code(), self._message(state, saved), together=True, for_good=is_for_good)
 
     def _exit_code(self) -> int:
         # A training that has used up its time has done what it was asked to: its exit code is 0.
-        return 0 if self.stopping == TIME else signals.exit_code(signal.Signals[self.stopping])
+        if self.stopping == TIME:
+            return 0
+        return signals.exit_code(signal.SIGTERM if self.stopping == RESTART else signal.Signals[self.stopping])
 
     def _message(self, state, saved: bool | None) -> str | None:
         """saved: None before there was anything to save."""
         if not state.is_world_process_zero:
             return None
-        word = f"--max_train_time {self.trainer.args.max_train_time}" if self.stopping == TIME else self.stopping
+        words = {
+            TIME: f"--max_train_time {self.trainer.args.max_train_time}",
+            RESTART: "the launcher, to start again,",
+        }
+        word = words.get(self.stopping, self.stopping)
         step = state.global_step
         told = {
             None: "nothing to save yet",

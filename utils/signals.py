@@ -28,13 +28,15 @@ class Stopped(SystemExit):
     """The run ends on request. `code` is the exit code: 128 plus the signal's number, or 0 when its time is over.
 
     A SystemExit, so that nothing on the way takes it for an error. message: one line for the user, or None if another
-    rank says it. together: whether all ranks leave at this point, so that they may wait for each other.
+    rank says it. together: whether all ranks leave at this point, so that they may wait for each other. for_good: whether
+    no launcher may start them again.
     """
 
-    def __init__(self, code: int, message: str | None, together: bool = False):
+    def __init__(self, code: int, message: str | None, together: bool = False, for_good: bool = True):
         super().__init__(code)
         self.message = message
         self.together = together
+        self.for_good = for_good
 
 
 def exit_code(number: int) -> int:
@@ -144,11 +146,16 @@ def note_the_end(code: int) -> None:
         path.write_text(f"{code}\n", encoding="ascii")
 
 
+def is_noted() -> bool:
+    """Whether the end of this run is noted already: launch.sh does so before it hands a signal on."""
+    path = _note()
+    return path is not None and path.exists()
+
+
 def end_if_ended_for_good() -> None:
     """Ends a process that torchrun has started again after its run had ended for good."""
-    path = _note()
-    if path and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and path.exists():
-        sys.exit(int(path.read_text(encoding="ascii")))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and is_noted():
+        sys.exit(int(_note().read_text(encoding="ascii")))
 
 
 def _note() -> Path | None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from utils import stream_length
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
+from utils.main_process import told_by_main
 from utils.stream_windows import NOTHING, Begin, Cutter, ahead, windows
 from utils.streaming import Reader, Stream
 from utils.tokenization import StreamEncoder, check_room
@@ -43,7 +44,7 @@ def make_samples(
     if line_by_line:
         check_room(length, tokenizer)
     first = next(iter(text.values())).take(FIRST_DOCUMENTS).iter(FIRST_DOCUMENTS)
-    documents = [document or "" for document in next(first)["text"]]
+    documents = [document or "" for document in told_by_main(lambda: next(first)["text"])]
     encode = StreamEncoder(tokenizer, documents, length if line_by_line else None)
     cutter = Cutter("lines" if line_by_line else data.packing, length)
     samples, epochs = {}, 1.0
@@ -84,7 +85,7 @@ def _tell(stream: Stream, readers: int) -> None:
     logger.info("train: a stream of %d files or shards for %d readers", shards, readers)
     if shared and readers > 1:
         logger.info(
-            "in each epoch all readers read %d of them from end to end, and each uses its own part of the documents; a "
+            "in each epoch %d of them are read by several readers, each of which uses its own part of the documents; a "
             "multiple of %d files would be shared out whole",
             shared,
             readers,

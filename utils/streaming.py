@@ -1,14 +1,20 @@
 """Text that is read while it is used: its shards, who reads which part of them, and where a reader stands.
 
 A reader is one process that reads: a rank, or one DataLoader worker of a rank. Readers never speak with each other. All
-know the order of the shards in an epoch, drawn from seed and epoch, and find their share of it by their number.
+know the order of the shards in an epoch, drawn from seed and epoch, and find their share of it by their number: of S
+shards and R readers S // R shards for themselves, and of those that are left over as much as lies between two places on
+a line, which is in two of them at most. So thousands of readers open a few files each, however many there are.
 """
 
 import dataclasses
 import io
+import math
+import os
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -25,6 +31,8 @@ ROWS = 256  # read at once
 READ_BYTES = 1 << 17  # of a text file that are read at once
 SHARD_ROWS = 1000  # of a dataset that is mapped into memory, at least
 MOST_SHARDS = 1024
+SHARD_BYTES = 1 << 22  # of a text file, at least
+MOST_SHARDS_OF_A_FILE = 1 << 16
 DRAWS = 256  # documents of a mix that are drawn at once
 # Documents of a shard that several readers share go to them in runs, so that neighbours stay together: of a hundredth of
 # the text before, so that little text too is shared out evenly, and within these bounds.
@@ -67,19 +75,28 @@ class StreamedShard:
 
 @dataclass(frozen=True)
 class LinesShard:
-    """The lines of a text file, as `datasets` reads them, from any place on: what was read is not read again."""
+    """The lines of a text file, as `datasets` reads them, from any place on: what was read is not read again.
+
+    start, end: bytes; the lines that begin from the one to before the other.
+    """
 
     file: str
     number: int
     keep_linebreaks: bool
     explain: Explain
+    start: int = 0
+    end: int = sys.maxsize
 
     def rows(self, first: int, offset: int = 0) -> Iterator[tuple[pa.Table, int]]:
         try:
             with open(self.file, "rb") as file:
-                file.seek(offset)
-                while block := file.read(READ_BYTES):
-                    text = (block + file.readline()).decode()
+                file.seek(offset or max(self.start - 1, 0))
+                if self.start and not offset:
+                    file.readline()  # the rest of a line that began before
+                while block := file.read(max(0, min(READ_BYTES, self.end - file.tell()))):
+                    if not block.endswith(b"\n"):
+                        block += file.readline()
+                    text = block.decode()
                     lines = io.StringIO(text, newline=None).readlines()
                     if not self.keep_linebreaks:
                         lines = [line.rstrip("\n") for line in lines]
@@ -103,21 +120,54 @@ class MappedShard:
             yield text[row : min(row + ROWS, self.end)], 0
 
 
-def shards_of(text: Dataset | IterableDataset, explain: Explain) -> list[Shard]:
+@dataclass(frozen=True)
+class Shards(Sequence):
+    """`size` shards, each made when it is wanted: a reader wants few of them. make: shard number -> the shard."""
+
+    size: int
+    make: Callable[[int], Shard]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> Shard:
+        return self.make(range(self.size)[number])
+
+
+def shards_of(text: Dataset | IterableDataset, explain: Explain) -> Shards:
     """explain: makes the error to be raised of one that came while a shard was read."""
     if isinstance(text, IterableDataset):
-        count = text.num_shards
-        return [StreamedShard(text.shard(num_shards=count, index=i), i, explain) for i in range(count)]
+        return Shards(text.num_shards, partial(_streamed_shard, text, text.num_shards, explain))
     count = max(1, min(MOST_SHARDS, len(text) // SHARD_ROWS))
-    edges = [len(text) * i // count for i in range(count + 1)]
-    return [MappedShard(text, i, edges[i], edges[i + 1]) for i in range(count)]
+    return Shards(count, partial(_mapped_shard, text, count))
+
+
+def shards_of_lines(files: list[str], keep_linebreaks: bool, explain: Explain) -> list[LinesShard]:
+    """Of each file as many as it has times SHARD_BYTES, so that many readers can share a large one."""
+    shards = []
+    for file in files:
+        size = os.path.getsize(file)
+        count = max(1, min(MOST_SHARDS_OF_A_FILE, size // SHARD_BYTES))
+        edges = [size * i // count for i in range(count)] + [sys.maxsize]
+        shards += [
+            LinesShard(file, len(shards) + i, keep_linebreaks, explain, edges[i], edges[i + 1]) for i in range(count)
+        ]
+    return shards
+
+
+def _streamed_shard(text: IterableDataset, count: int, explain: Explain, number: int) -> StreamedShard:
+    return StreamedShard(text.shard(num_shards=count, index=number), number, explain)
+
+
+def _mapped_shard(text: Dataset, count: int, number: int) -> MappedShard:
+    return MappedShard(text, number, len(text) * number // count, len(text) * (number + 1) // count)
 
 
 @dataclass(frozen=True)
 class Source:
     """Shards whose rows have the text in `column`. fingerprint: changes with the text; None if that is not known."""
 
-    shards: list[Shard]
+    shards: Sequence[Shard]
     column: str = "text"
     fingerprint: str | None = None
 
@@ -278,12 +328,12 @@ class Reader:
         source = self.stream.sources[number]
         while True:
             is_whole_epoch, found = position == Position(position.epoch), False
-            for place, shard, is_shared in self._share(source, position.epoch):
+            for place, shard, slots in self._share(source, position.epoch):
                 if place < position.shard:
                     continue
                 if place > position.shard:
                     position = Position(position.epoch, place)
-                for documents, behind in self._read_shard(source, shard, is_shared, position):
+                for documents, behind in self._read_shard(source, source.shards[shard], slots, position):
                     found = found or len(documents) > 0
                     yield documents, behind
             if is_whole_epoch and not found and self.count > 1:
@@ -295,33 +345,45 @@ class Reader:
             position = Position(position.epoch + 1)
             yield None, position
 
-    def _share(self, source: Source, epoch: int) -> Iterator[tuple[int, Shard, bool]]:
-        """(place in the epoch's order, shard, whether all readers share it) of what this reader reads.
+    def _share(self, source: Source, epoch: int) -> Iterator[tuple[int, int, range]]:
+        """(place in the epoch's order, number of the shard, slots of it) of what this reader reads.
 
-        Each reader has as many shards for itself as the others; all of them share those that are left over.
+        A shard has as many slots as there are readers. Each reader has as many whole shards as the others; those that are
+        left over lie end to end on a line of slots, of which each reader has one piece, as long as the others'.
         """
         order = np.arange(len(source.shards))
         if self.shuffles:
             order = np.random.default_rng((self.seed, epoch)).permutation(order)
-        alone = len(order) - len(order) % self.count
-        for place, shard in enumerate(order):
-            if place >= alone or place % self.count == self.index:
-                yield place, source.shards[shard], place >= alone
+        left_over = len(order) % self.count
+        alone = len(order) - left_over
+        for place in range(self.index, alone, self.count):
+            yield place, int(order[place]), range(self.count)
+        first, last = self.index * left_over, (self.index + 1) * left_over
+        for shard in range(first // self.count, math.ceil(last / self.count)):
+            start = shard * self.count
+            slots = range(max(first - start, 0), min(last - start, self.count))
+            yield alone + shard, int(order[alone + shard]), slots
 
     def _read_shard(
-        self, source: Source, shard: Shard, is_shared: bool, position: Position
+        self, source: Source, shard: Shard, slots: range, position: Position
     ) -> Iterator[tuple[pa.StringArray, Position]]:
-        shared_among = self.count if is_shared else 1
         for table, offset in shard.rows(position.row, position.offset):
             documents = as_text(table, source.column)
             rows = np.arange(position.row, position.row + len(documents)) + shard.number
             is_in = (rows % HUNDRED >= self.stream.first) & (rows % HUNDRED < self.stream.last)
             position = position._replace(row=position.row + len(documents), offset=offset)
             documents = documents.filter(pa.array(is_in))
-            if shared_among > 1:
+            if len(slots) < self.count:
                 runs, position = number_runs(byte_counts(documents), position)
-                documents = documents.filter(pa.array((runs + position.shard) % shared_among == self.index))
+                slot_of_run = runs * golden_step(self.count) % self.count
+                is_ours = (slot_of_run >= slots.start) & (slot_of_run < slots.stop)
+                documents = documents.filter(pa.array(is_ours))
             yield documents, position
+
+
+def golden_step(count: int) -> int:
+    """By this step from slot to slot all of `count` are met, and those that were met lie far apart at any time."""
+    return next(step for step in range(max(1, round(count * 0.618)), count + 2) if math.gcd(step, count) == 1)
 
 
 class _Drawable:

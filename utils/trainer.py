@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from utils import compilation, device, loading, stream_position
+from utils import compilation, device, elastic, loading, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -35,6 +35,8 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         super().__init__(*arguments, **named)
         loading.settle(self.args, self.train_dataset)
         self.add_callback(EpochBegins())
+        if self.args.elastic:
+            self.add_callback(elastic.MicroBatchSeeds())
 
     # ---- precision ----
     def _build_accelerator_args(self, **named) -> dict:
@@ -244,11 +246,15 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
 
     # ---- order of samples ----
     def _get_train_sampler(self, train_dataset=None):
+        step = elastic.samples_per_step(self.args)
         groups = self._length_groups(
             self.train_dataset if train_dataset is None else train_dataset,
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            step if self.args.elastic else step // self.args.world_size,
         )
-        return groups or super()._get_train_sampler(train_dataset)
+        sampler = groups or super()._get_train_sampler(train_dataset)
+        if not self.args.elastic:
+            return sampler
+        return elastic.WholeSteps(sampler, step, self.args.dataloader_drop_last, self._data_seed)
 
     def _get_eval_sampler(self, eval_dataset):
         return self._length_groups(eval_dataset, self.args.eval_batch_size) or super()._get_eval_sampler(eval_dataset)
@@ -257,8 +263,11 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         lengths = getattr(samples, "lengths", None)
         if self.args.train_sampling_strategy != "group_by_length" or lengths is None:
             return None
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return LengthGroups(lengths, batch_size, seed)
+        return LengthGroups(lengths, batch_size, self._data_seed)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     # ---- hub ----
     def init_hf_repo(self, *arguments, **named) -> None:

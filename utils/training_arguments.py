@@ -105,6 +105,13 @@ class LanguageModelingArguments(TrainingArguments):
             "that is started again finds by itself as well."
         },
     )
+    elastic: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on with another number of processes too: accumulation adapts, so that each step has the samples that "
+            "it would have had."
+        },
+    )
     async_save: bool = field(
         default=False,
         metadata={
@@ -146,6 +153,7 @@ class LanguageModelingArguments(TrainingArguments):
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._check_optimizer()
+        self._check_elastic()
         self._check_numbers()
         self.notes = self._choose_backend()
         if self.enable_jit_checkpoint:
@@ -226,6 +234,13 @@ class LanguageModelingArguments(TrainingArguments):
             raise UsageError(
                 f"{asked} does not work with {engine}, which shards the weights itself; leave one of them out"
             )
+
+    def _check_elastic(self) -> None:
+        engine = "--deepspeed" if self.deepspeed else "--fsdp" if self.fsdp else None
+        other = engine or ("--auto_find_batch_size" if self.auto_find_batch_size else None)
+        if self.elastic and other is not None:
+            why = "changes the batch size by itself" if engine is None else "keeps a part of the state in each process"
+            raise UsageError(f"--elastic does not work with {other}, which {why}; leave one of them out")
 
     def _check_numbers(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
+from utils import elastic
 from utils.objectives import causal, drawing, masked, permutation, relative_attention, rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
@@ -71,7 +72,9 @@ def blocks(count: int, seed: int) -> Blocks:
     return Blocks(torch.cat(tiny.batches(-(-count // 4), seed=seed)).numpy().astype(np.int32)[:count])
 
 
-def trainer_in(folder: Path, objective: str = "causal", callbacks=None, **options) -> LanguageModelingTrainer:
+def trainer_in(
+    folder: Path, objective: str = "causal", callbacks=None, resumed: Path | None = None, **options
+) -> LanguageModelingTrainer:
     """A trainer with a fresh tiny model, with dropout; saves at each step."""
     defaults = {
         "output_dir": str(folder), "per_device_train_batch_size": 4, "learning_rate": 3e-3, "num_train_epochs": 2,
@@ -79,6 +82,7 @@ def trainer_in(folder: Path, objective: str = "causal", callbacks=None, **option
         "use_cpu": True, "seed": 7, "report_to": "none",
     }  # fmt: skip
     args = LanguageModelingArguments(**{**defaults, **options})
+    elastic.keep_global_batch(args, resumed)
     set_seed(args.seed)
     train, test = blocks(BLOCKS, 1), blocks(10, 2)
     named = {"data_collator": causal.collate, "token_sums": causal.token_sums}
@@ -160,7 +164,7 @@ def outcome(trainer: LanguageModelingTrainer, metrics: dict) -> dict:
 
 
 def train(folder: Path, checkpoint: Path | None = None, **options) -> dict:
-    trainer = trainer_in(folder, **options)
+    trainer = trainer_in(folder, resumed=checkpoint, **options)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
     return outcome(trainer, metrics)
 
