@@ -41,6 +41,7 @@ class Bucket:
 
     def land(self) -> None:
         """Waits for the reduction, and makes ready for the next."""
+        assert self.work is not None and self.on_the_wire is not None
         self.work.wait()
         if self.on_the_wire is not self.gradients:
             self.gradients.copy_(self.on_the_wire)
@@ -106,25 +107,28 @@ class GradientReducer:
 
         arrived: for each member of the optimizer, whether this rank has a gradient; slices without one hold zeros.
         """
-        if not self._knows_order:
-            filled_at = [len(arrived) if bucket.waiting else bucket.filled_at for bucket in self.buckets]
+        filled_at = [len(arrived) if bucket.waiting else bucket.filled_at for bucket in self.buckets]
         while self._launched < len(self.buckets):
             self._launch_next()
-        if self.find_unused_parameters:
-            flags = torch.ones(len(arrived), dtype=torch.int32, device=self.device)
-            if not all(arrived):
-                flags.copy_(torch.tensor(arrived))
-            work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
+        told = self._tell(arrived) if self.find_unused_parameters else None
         for bucket in self.buckets:
             bucket.land()
         self._launched = self._filled = 0
-        if self.find_unused_parameters:
+        if told is not None:
+            anywhere, work = told
             work.wait()
             if not all(arrived):  # who has all of them need not read what the others have: no wait for the device
-                arrived = flags.tolist()
+                arrived = anywhere.bool().tolist()
         if not self._knows_order:
             self._learn_order(filled_at)
         return [index for index, flag in enumerate(arrived) if flag]
+
+    def _tell(self, arrived: list[bool]) -> tuple[torch.Tensor, dist.Work]:
+        """(for each member whether any rank has a gradient, int32 on the device; the reduction that makes it so)."""
+        flags = torch.ones(len(arrived), dtype=torch.int32, device=self.device)
+        if not all(arrived):
+            flags.copy_(torch.tensor(arrived))
+        return flags, dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
 
     def _learn_order(self, filled_at: list[int]) -> None:
         """From the second step on, buckets are launched in the order in which backward has filled them on rank 0."""
