@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from utils import amp
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
+from utils.gradient_compression import HOOKS
 
 
 class Uneven(nn.Module):
@@ -35,7 +36,21 @@ class Uneven(nn.Module):
         return x.square().mean()
 
 
-def compare(build, forward, batches, accumulate: int = 1, **reducer_options) -> dict:
+class Backwards(nn.Module):
+    """Uses its layers in the reverse of their order: what is expected of backward is wrong."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in reversed(self.layers):
+            x = torch.tanh(layer(x))
+        return x.square().mean()
+
+
+def compare(build, forward, batches, accumulate: int = 1, hook=None, **reducer_options) -> dict:
     models = {"ddp": build(), "combined": build()}
     optimizers = {name: torch.optim.AdamW(tiny.groups(model), lr=1e-2) for name, model in models.items()}
     optimizers["combined"] = CombinedOptimizer(optimizers["combined"])
@@ -43,6 +58,8 @@ def compare(build, forward, batches, accumulate: int = 1, **reducer_options) -> 
         "ddp": DistributedDataParallel(models["ddp"], find_unused_parameters=True),
         "combined": CombinedDataParallel(models["combined"], optimizers["combined"], **reducer_options),
     }
+    if hook is not None:
+        wrapped["ddp"].register_comm_hook(None, hook)
     losses: dict[str, list[float]] = {"ddp": [], "combined": []}
     for name, model in wrapped.items():
         for step, batch in enumerate(batches, start=1):
@@ -67,6 +84,44 @@ def compare(build, forward, batches, accumulate: int = 1, **reducer_options) -> 
         "ranks_agree": all(torch.equal(everywhere[0], other) for other in everywhere),
         "buckets": len(optimizers["combined"].reducer.buckets),
     }
+
+
+def in_place_while_backward_runs(wire_dtype: torch.dtype | None = None) -> dict:
+    """What is reduced, and when: at each gradient that arrives, how many buckets are on their way."""
+    model = Backwards()
+    optimizer = CombinedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    wrapped = CombinedDataParallel(model, optimizer, bucket_megabytes=0.01, wire_dtype=wire_dtype)
+    reducer = optimizer.reducer
+    on_their_way: list[int] = []
+    for layer in model.layers:
+        layer.weight.register_post_accumulate_grad_hook(
+            lambda _: on_their_way.append(sum(bucket.work is not None for bucket in reducer.buckets))
+        )
+    for _ in range(2):
+        optimizer.finish_gradients()
+        wrapped(torch.ones(2, 64)).backward()
+    storage = optimizer.buffers[0].gradients.untyped_storage().data_ptr()
+    outcome = {
+        "on_their_way": on_their_way,
+        "reduced_in_place": [
+            bucket.on_the_wire.untyped_storage().data_ptr() == storage
+            and bucket.on_the_wire.data_ptr() == bucket.members[0].gradient.data_ptr()
+            for bucket in reducer.buckets
+        ],
+        "wire_bytes": sum(bucket.on_the_wire.nbytes for bucket in reducer.buckets),
+        "gradient_bytes": sum(parameter.nbytes for parameter in model.parameters()),
+    }
+    optimizer.finish_gradients()
+    outcome["read_by_optimizer"] = [
+        segment.parameter.grad.untyped_storage().data_ptr() == storage for segment in optimizer.segments
+    ]
+    try:
+        for _ in range(2):
+            wrapped(torch.ones(2, 64)).backward()
+    except RuntimeError as error:
+        outcome["error"] = str(error)
+    optimizer.finish_gradients()
+    return outcome
 
 
 def overflow_on_one_rank() -> dict:
@@ -104,7 +159,11 @@ def main() -> None:
         "gpt2_small_buckets": compare(tiny.gpt2, language, data, bucket_megabytes=0.01),
         "gpt2_all_used": compare(tiny.gpt2, language, data, find_unused_parameters=False),
         "gpt2_accumulating": compare(tiny.gpt2, language, data, accumulate=3),
+        "gpt2_fp16": compare(tiny.gpt2, language, data, hook=HOOKS["fp16"], wire_dtype=torch.float16),
+        "gpt2_bf16": compare(tiny.gpt2, language, data, hook=HOOKS["bf16"], wire_dtype=torch.bfloat16),
         "uneven": compare(Uneven, lambda model, batch, step: model(batch, step), x),
+        "in_place": in_place_while_backward_runs(),
+        "on_a_half_wire": in_place_while_backward_runs(torch.bfloat16),
         "overflow": overflow_on_one_rank(),
     }
     if rank == 0:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from utils import compilation, device, elastic, loading, stream_position
+from utils import compilation, device, elastic, gradient_compression, loading, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -48,6 +48,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        gradient_compression.set_up(self.accelerator, self.args.ddp_comm_hook)
         precision = self.args.precision
         if self.args.half_precision_backend == "apex":
             self.accelerator.scaler = ApexScaler(precision.level, precision.loss_scale, self.args.use_combine_grad)
@@ -152,6 +153,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
             self.combined,
             bucket_megabytes=self.args.ddp_bucket_cap_mb or 25,
             find_unused_parameters=find_unused if find_unused is not None else True,
+            wire_dtype=gradient_compression.DTYPES.get(self.args.ddp_comm_hook),
         )
 
     def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):

@@ -55,6 +55,14 @@ class LanguageModelingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Keep all gradients in one flat buffer: the optimizer then takes a few operators a step."},
     )
+    ddp_comm_hook: str | None = field(
+        default=None,
+        metadata={
+            "help": "Several processes: send gradients to each other in half precision, with half of float32's bytes. bf16 "
+            "has float32's range.",
+            "choices": ["fp16", "bf16"],
+        },
+    )
     half_precision_backend: str = field(
         default="auto",
         metadata={
@@ -228,6 +236,9 @@ class LanguageModelingArguments(TrainingArguments):
                 f"--optim {optimizer} cannot run at O2: it updates the model's own weights, past the float32 masters; use "
                 "adamw_torch_fused, or --fp16_opt_level O1"
             )
+        if (self.fsdp or self.deepspeed) and self.ddp_comm_hook:
+            engine, own = ("--deepspeed", "communication_data_type") if self.deepspeed else ("--fsdp", "reduce_dtype")
+            raise UsageError(f"--ddp_comm_hook {self.ddp_comm_hook}: {engine} sends gradients itself; set its {own}")
         if (self.fsdp or self.deepspeed) and (self.use_combine_grad or self.precision.casts_model):
             engine = "--deepspeed" if self.deepspeed else "--fsdp"
             asked = "--use_combine_grad" if self.use_combine_grad else f"--fp16_opt_level {self.precision.level}"
