@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(scripts/make_venv.sh requirements-test.txt)
 "$python" -m ruff check .
+"$python" -m mypy
 exec "$python" -m pytest -n 2 "$@"

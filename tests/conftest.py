@@ -1,15 +1,53 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several test files use, and the marks of all tests."""
 
 import os
 import sys
+from collections.abc import Iterator
+from inspect import unwrap
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the network; the stand-in hub's clients set their own
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS.parent))
+sys.path.insert(0, str(TESTS))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """npu and faults by folder, npu by a file's name as well; slow are those that start a process."""
+    known: dict[FunctionType, bool] = {}
+    for item in items:
+        for mark in ("npu", "faults"):
+            if item.path.parent.name == mark or item.path.stem.endswith(f"_{mark}"):
+                item.add_marker(mark)
+        fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+        if any(starts_a_process(unwrap(function), known) for function in (item.function, *fixtures)):
+            item.add_marker("slow")
+
+
+def starts_a_process(function: FunctionType, known: dict[FunctionType, bool]) -> bool:
+    """Whether it, or a function of tests/ that it names, uses subprocess. known: the answers so far."""
+    if function not in known:
+        known[function] = False  # if it names itself
+        names = set(names_in(function.__code__)) if isinstance(function, FunctionType) else set()
+        named = [unwrap(value) for value in map(getattr(function, "__globals__", {}).get, names) if callable(value)]
+        known[function] = bool(names & {"subprocess", "Popen"}) or any(
+            starts_a_process(value, known)
+            for value in named
+            if isinstance(value, FunctionType) and value.__code__.co_filename.startswith(str(TESTS))
+        )
+    return known[function]
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """The names that a function uses, those in functions within it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from names_in(constant)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ class ApexScaler:
         self.loss_scale = loss_scale
         self.combine_grad = combine_grad
         self.skipped_steps = 0  # counted by whoever sees them; kept here so that checkpoints carry it
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.Optimizer  # by initialize
         self.masters: dict[nn.Parameter, torch.Tensor] = {}
         self._skip: Callable | None = None
 

@@ -147,7 +147,7 @@ def sample_ids(trainer, step: int) -> list[int] | None:
     ranks = getattr(batches, "num_processes", 1)
     batches = getattr(batches, "batch_sampler", batches)
     sampler = getattr(batches, "sampler", None)
-    if not isinstance(sampler, SeedableRandomSampler | SequentialSampler):
+    if batches is None or not isinstance(sampler, SeedableRandomSampler | SequentialSampler):
         return None
     each = trainer.args.gradient_accumulation_steps
     epoch, update = divmod(step - 1, max(1, -(-len(loader) // each)))

@@ -43,7 +43,7 @@ def prepare_import(argv: Sequence[str], variables: dict[str, str]) -> bool:
         return False
     if asks_for_cpu(argv) and "torch_npu" not in sys.modules:
         os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
-        sys.modules["torch_npu"] = None  # what Python takes for "there is no such module"
+        sys.modules["torch_npu"] = None  # type: ignore[assignment]  # what Python takes for "there is no such module"
         return False
     for name, value in variables.items():
         os.environ.setdefault(name, value)
@@ -112,8 +112,8 @@ def home() -> Path | None:
 def set_env(roots: Sequence[str] = ROOTS) -> str:
     """The set_env.sh to source: the one of the CANN that is installed, else where it usually is."""
     candidates = [Path(root).expanduser() / script for root in roots for script in SET_ENV]
-    if home() is not None:
-        candidates = [home() / "set_env.sh", home().parent / "set_env.sh", *candidates]
+    if (installed := home()) is not None:
+        candidates = [installed / "set_env.sh", installed.parent / "set_env.sh", *candidates]
     return next((str(path) for path in candidates if path.is_file()), DEFAULT_SET_ENV)
 
 

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 
 from utils import checkpoint, elastic, output_folder
 from utils.errors import UsageError, one_line
@@ -58,6 +58,8 @@ class Save:
 
 class CheckpointedTrainer(Trainer):
     """Trainer for LanguageModelingArguments; see the module."""
+
+    control: TrainerControl
 
     def __init__(self, *arguments, **named):
         self.saving: Save | None = None  # while transformers writes
@@ -158,6 +160,7 @@ class CheckpointedTrainer(Trainer):
             self.state.best_model_checkpoint = save.best_before
         if not self.args.should_save:
             return
+        assert save.error is not None
         checkpoint.discard(save.folder)
         output_dir = save.final.parent
         whole = checkpoint.own(output_dir, output_folder.run_id(output_dir))
@@ -179,7 +182,7 @@ class CheckpointedTrainer(Trainer):
     def _settle(self, wait: bool) -> None:
         """Tells how the background save went, if it has come to its end. Raises what is no fault of the disk."""
         save = self.in_background
-        if save is None or not (wait or save.written.done()):
+        if save is None or save.written is None or not (wait or save.written.done()):
             return
         self.in_background = None
         with self._noting_errors(save):
@@ -217,32 +220,34 @@ class CheckpointedTrainer(Trainer):
         return str(self.saving.folder.parent) if self.saving is not None else super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        assert self.saving is not None
         self.saving.wants_push = True  # once it is committed
 
     @property
-    def _defers(self) -> bool:
+    def _deferred(self) -> Save | None:
+        """The checkpoint on its way, if a thread is to write it."""
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.saving is not None and self._thread is not None and self.args.should_save and not is_sharded
+        return self.saving if self._thread is not None and self.args.should_save and not is_sharded else None
 
     def _save(self, output_dir=None, state_dict=None) -> None:
-        if self._defers:
+        if (save := self._deferred) is not None:
             frozen = copy.copy(self)
             frozen.model = self._weights.take_model(self.model)
-            self.saving.later.append(lambda: Trainer._save(frozen, output_dir))
+            save.later.append(lambda: Trainer._save(frozen, output_dir))
             return
         # Noted here already, since transformers lets all ranks wait for each other after this.
         with self._noting_errors():
             super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self._defers:
+        if (save := self._deferred) is None:
             return super()._save_optimizer_and_scheduler(output_dir)
         moments = self._moments.take_tree(self.optimizer.state_dict())
         schedule = copy.deepcopy(self.lr_scheduler.state_dict())
         frozen = copy.copy(self)
         frozen.optimizer = SimpleNamespace(state_dict=lambda: moments)
         frozen.lr_scheduler = SimpleNamespace(state_dict=lambda: schedule)
-        self.saving.later.append(lambda: Trainer._save_optimizer_and_scheduler(frozen, output_dir))
+        save.later.append(lambda: Trainer._save_optimizer_and_scheduler(frozen, output_dir))
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -256,7 +261,7 @@ class CheckpointedTrainer(Trainer):
             check_state(resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         with reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
             self._progress = self._read_progress(checkpoint)
@@ -348,9 +353,8 @@ class _Progress(TrainerCallback):
 
 def _is_of_writing(error: Exception) -> bool:
     """Whether the error tells that a file could not be written: torch's and safetensors' are no OSError."""
-    return not isinstance(error, RuntimeError) or re.search(
-        r"PytorchStreamWriter|inline_container|iostream error", str(error)
-    )
+    written = re.search(r"PytorchStreamWriter|inline_container|iostream error", str(error))
+    return written is not None or not isinstance(error, RuntimeError)
 
 
 def _reason(error: Exception) -> str:

@@ -123,12 +123,12 @@ def _loss_and_gradients(rows, weight, bias, targets, is_target, smoothing, chunk
         gradient.scatter_(1, column, of_targets.exp() - (1 - smoothing))
         if smoothing:
             gradient.sub_(smoothing / len(weight))
-        if to_bias:
+        if d_bias is not None:
             d_bias.add_((counts.unsqueeze(0) @ gradient).squeeze(0))
         gradient = gradient.to(dtype)
-        if to_rows:
+        if d_rows is not None:
             d_rows[start : start + chunk] = (gradient @ weight).mul_(counts.to(dtype).unsqueeze(1))
-        if to_weight:
+        if d_weight is not None:
             targets_only = some * counts.to(dtype).unsqueeze(1)
             if dtype == exact:
                 d_weight.addmm_(gradient.t(), targets_only)

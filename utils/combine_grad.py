@@ -18,11 +18,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from utils.flat_buffer import NORM_ROW, FlatBuffer, Member, flatten_half_weights, make_buffers
+
+if TYPE_CHECKING:
+    from utils.data_parallel import GradientReducer
 
 
 @dataclass(eq=False)
@@ -64,7 +68,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self.join = join
         self.fold_clip = fold_clip and getattr(optimizer, "_step_supports_amp_scaling", False)
         self.clip_factor: torch.Tensor | None = None
-        self.reducer = None
+        self.reducer: GradientReducer | None = None
         parameters = [(p, group) for group, content in enumerate(optimizer.param_groups) for p in content["params"]]
         self.members = [
             Member(source, masters.get(source, source), index, group)
@@ -90,8 +94,8 @@ class CombinedOptimizer(torch.optim.Optimizer):
         """Segments of neighbours in a group whose scalar state (the step count) is the same in `state`."""
         segments = []
         for buffer in self.buffers:
-            for _, run in groupby(buffer.members, lambda m: (m.group, _scalars(state.get(m.index)))):
-                run = list(run)
+            for _, neighbours in groupby(buffer.members, lambda m: (m.group, _scalars(state.get(m.index)))):
+                run = list(neighbours)
                 for members in [run] if self.join else [[member] for member in run]:
                     segments.append(self._segment(buffer, members))
         return segments

@@ -45,7 +45,7 @@ EXAMPLES = {
     "save_strategy": "--save_strategy steps --save_steps 500 --save_total_limit 2",
     "report_to": "--report_to tensorboard",
 }
-KINDS = {int: "N", float: "NUMBER"}
+KINDS: dict[object, str] = {int: "N", float: "NUMBER"}
 
 
 def text(parser: argparse.ArgumentParser, own: dict[str, set[str]], description: str | None) -> str:
@@ -110,7 +110,7 @@ def _flag(action: argparse.Action) -> str:
 
 
 def _has_many(action: argparse.Action) -> bool:
-    return len(",".join(map(str, action.choices))) > WIDTH // 2
+    return len(",".join(map(str, action.choices or ()))) > WIDTH // 2
 
 
 def _told(action: argparse.Action) -> str:

@@ -35,7 +35,7 @@ class _ZstdFrames(io.RawIOBase):
 
     def __init__(self, compressed: BinaryIO):
         self.compressed = compressed
-        self.frame = None  # the frame that is read just now
+        self.frame: zstandard.ZstdDecompressionObj | None = None  # the frame that is read just now
         self.rest = memoryview(b"")  # of what was read, not yet decompressed
         self.content = memoryview(b"")
 
@@ -74,7 +74,7 @@ class _ZstdFrames(io.RawIOBase):
 class _Bounded(io.RawIOBase):
     """The content of a compressed file. Raises UsageError where it is so much more than the file that it is no text."""
 
-    def __init__(self, content: BinaryIO, compressed: BinaryIO):
+    def __init__(self, content: io.RawIOBase | gzip.GzipFile, compressed: BinaryIO):
         self.content = content
         self.compressed = compressed
         self.bytes = 0
@@ -105,7 +105,7 @@ def _open_zstd(compressed: BinaryIO, mode: str = "rb", **_) -> BinaryIO:
     return io.BufferedReader(_Bounded(_ZstdFrames(compressed), compressed), READ_SIZE)
 
 
-def _open_gzip(compressed: BinaryIO, mode: str = "rb", **options) -> BinaryIO:
+def _open_gzip(compressed: BinaryIO, mode: str = "rb", **options) -> BinaryIO | gzip.GzipFile:
     if "r" not in mode:
         return gzip.GzipFile(fileobj=compressed, mode=mode, **options)
     return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=compressed, mode="rb"), compressed), READ_SIZE)
@@ -116,7 +116,7 @@ fsspec.compression.register_compression("zstd", _open_zstd, "zst", force=True)
 fsspec.compression.register_compression("gzip", _open_gzip, "gz", force=True)
 
 
-def open_decompressed(file: str) -> BinaryIO:
+def open_decompressed(file: str) -> BinaryIO | gzip.GzipFile:
     """The bytes of a file, of its content if it is .gz or .zst."""
     if file.endswith(".gz"):
         return _open_gzip(open(file, "rb"))

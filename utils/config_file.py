@@ -68,7 +68,8 @@ def _read_mapping(path: str, text: str) -> dict:
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: line {error.lineno} is not JSON: {error.msg}") from error
     except yaml.YAMLError as error:
-        line = f"line {error.problem_mark.line + 1} " if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1} " if mark is not None else ""
         raise UsageError(f"{path}: {line}is not YAML: {getattr(error, 'problem', None) or one_line(error)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected a mapping of flags to values, found {type(content).__name__}")

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import datasets
 import pandas
@@ -37,7 +38,7 @@ BUILDERS = {
     ".parquet": "parquet",
 }
 
-Text = Dataset | Stream
+Text: TypeAlias = Dataset | Stream
 
 
 def load_text(
@@ -117,6 +118,7 @@ def _stream_mix(parts: list[dict[str, Stream]], weights: list[float], data: Data
 
 
 def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None) -> dict[str, Text]:
+    assert data.dataset_name is not None
     name = os.path.expanduser(data.dataset_name)
     if os.path.isfile(name):
         raise UsageError(f"--dataset_name {name}: is a file; give it to --train_file")
@@ -147,7 +149,7 @@ def _load_dataset(data: DataArguments, cache_dir: str | None, token: str | None)
 
 
 def _stream(text: datasets.Dataset | datasets.IterableDataset, data: DataArguments) -> Stream:
-    told = functools.partial(explain, flag="--dataset_name", name=data.dataset_name)
+    told = functools.partial(explain, flag="--dataset_name", name=str(data.dataset_name))
     # Of a data set on the hub nothing says beforehand whether it is what it was.
     fingerprint = text._fingerprint if isinstance(text, Dataset) else None
     return Stream([streaming.Source(streaming.shards_of(text, told), fingerprint=fingerprint)])
@@ -203,7 +205,7 @@ def _stream_files(files: list[str], builder: str, split: str, options: dict, tol
     return Stream([streaming.Source(shards, fingerprint=fingerprint)])
 
 
-def _load(files: list[str], builder: str, split: str, options: dict) -> Text:
+def _load(files: list[str], builder: str, split: str, options: dict) -> Dataset | datasets.IterableDataset:
     if builder == "parquet":
         # Parquet is read from its end, which a compressed stream does not know.
         folder = os.path.join(options["cache_dir"] or datasets.config.HF_DATASETS_CACHE, "decompressed")
@@ -242,7 +244,7 @@ def _explain(error: Exception, files: list[str], builder: str, split: str) -> Us
             return found
         except Exception:
             logger.debug("%s: not diagnosed", file, exc_info=True)
-    while error.__cause__ is not None:
+    while isinstance(error.__cause__, Exception):
         error = error.__cause__
     what = one_line(error)[:300].rstrip(".")
     if "corresponds to no data" in what or isinstance(error, pandas.errors.EmptyDataError):
@@ -361,7 +363,9 @@ def _streamed_column(text: Stream, data: DataArguments, split: str) -> Stream:
 def _files_of(data: DataArguments, split: str) -> tuple[list[str], str]:
     """(the files, by which flag) that a split comes from."""
     return (
-        (data.validation_file, split) if split == "validation" and data.validation_file else (data.train_file, "train")
+        (data.validation_file, split)
+        if split == "validation" and data.validation_file
+        else (data.train_file or [], "train")
     )
 
 

@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -61,7 +62,7 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-torch_npu = None
+torch_npu: Any = None
 _select_device(sys.argv[1:])
 host_memory.ask_for_huge_pages()
 _uses_npu = cann.prepare_import(sys.argv[1:], NPU_VARIABLES)
@@ -69,7 +70,7 @@ try:
     import torch  # which imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
 
     if _uses_npu:
-        import torch_npu
+        import torch_npu  # type: ignore[no-redef]
 except Exception as error:  # ImportError, RuntimeError and, of torch_npu, bare Exception
     if not _uses_npu:
         raise

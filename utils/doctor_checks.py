@@ -35,7 +35,9 @@ def requirements(path: Path) -> dict[str, str]:
 
 def numbers(version: str) -> tuple[int, ...]:
     """The first three numbers of a version: (2, 13, 0) of "2.13.0+cpu" and of "2.13"."""
-    found = [int(part) for part in re.match(r"\d+(?:\.\d+)*", version)[0].split(".")]
+    matched = re.match(r"\d+(?:\.\d+)*", version)
+    assert matched is not None, version
+    found = [int(part) for part in matched[0].split(".")]
     return tuple((found + [0, 0])[:3])
 
 
@@ -43,8 +45,9 @@ def misfit(version: str, wanted: str) -> str | None:
     """ "old" or "new" if a version is outside of e.g. ">=5.17,<6" or "==2.13.0"; None if it fits."""
     found = numbers(version)
     for part in wanted.split(","):
-        operator, bound = re.match(r"([<>=]=?)(.+)", part).groups()
-        bound = numbers(bound)
+        matched = re.match(r"([<>=]=?)(.+)", part)
+        assert matched is not None, wanted
+        operator, bound = matched[1], numbers(matched[2])
         if operator in (">=", "==") and found < bound:
             return "old"
         if (operator == "==" and found > bound) or (operator == "<" and found >= bound):

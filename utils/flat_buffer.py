@@ -1,7 +1,7 @@
 """Parameters and their gradients as slices of flat tensors. This module knows torch only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
@@ -24,7 +24,7 @@ class Member:
     group: int
     start: int = 0
     stop: int = 0
-    gradient: torch.Tensor | None = None  # its slice of the gradient buffer, in the parameter's shape
+    gradient: torch.Tensor = field(init=False)  # its slice of the gradient buffer, in the parameter's shape
 
 
 @dataclass
@@ -71,10 +71,10 @@ def flatten_half_weights(buffer: FlatBuffer) -> Iterator[tuple[torch.Tensor, tor
 
     The model's half parameters become views of the first of each pair.
     """
-    for (is_own, dtype), run in groupby(buffer.members, lambda m: (m.source is m.target, m.source.dtype)):
+    for (is_own, dtype), neighbours in groupby(buffer.members, lambda m: (m.source is m.target, m.source.dtype)):
         if is_own:
             continue
-        run = list(run)
+        run = list(neighbours)
         masters = buffer.weights[run[0].start : run[-1].stop]
         half = torch.zeros(len(masters), dtype=dtype, device=masters.device)
         for member in run:

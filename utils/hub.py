@@ -83,7 +83,8 @@ _UNREACHABLE = (
 
 def explain(error: Exception, flag: str, name: str) -> UsageError:
     """One line for an error while `name`, given by `flag`, was loaded from the hub or from a folder."""
-    chain, seen = error, []
+    chain: BaseException | None = error
+    seen: list[BaseException] = []
     while chain is not None and chain not in seen:
         seen.append(chain)
         chain = chain.__cause__ or chain.__context__

@@ -132,7 +132,7 @@ def check_objective(config: PreTrainedConfig, script: str) -> None:
     """Raises UsageError for a model that another script trains, naming that script."""
     kind = config.model_type
     if kind == "xlnet":
-        belongs = "run_plm.py"
+        belongs: str | None = "run_plm.py"
     elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         # BERT and its like predict from both sides, unless they are told to be decoders.
         belongs = "run_clm.py" if script == "run_clm.py" and getattr(config, "is_decoder", False) else "run_mlm.py"

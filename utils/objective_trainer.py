@@ -46,7 +46,7 @@ class ObjectiveTrainer(Trainer):
         if self.loss_sum is None and not self.head_gives_sums:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
-        if self.head_gives_sums:
+        if self.head_gives_sums or self.loss_sum is None:
             outputs = model(**inputs, targets=labels)
             loss_sum = outputs["logits"]
         else:
@@ -81,7 +81,7 @@ class ObjectiveTrainer(Trainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self.running_sums is None:
+        if self.running_sums is None or self.token_sums is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")

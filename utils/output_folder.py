@@ -143,6 +143,7 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
         [verdict] = broadcast_object_list([verdict])
     if isinstance(verdict, UsageError):
         raise verdict
+    assert verdict is not None
     if verdict.note and args.process_index == 0:
         logger.warning(verdict.note)
     if args.dry_run:

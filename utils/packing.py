@@ -103,8 +103,8 @@ class Blocks(torch.utils.data.Dataset):
         return len(self.ids) + (self.remainder is not None)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        is_last = self.remainder is not None and index == len(self.ids)
-        return {"input_ids": (self.remainder if is_last else self.ids[index]).astype(np.int64)}
+        ids = self.ids[index] if self.remainder is None or index != len(self.ids) else self.remainder
+        return {"input_ids": ids.astype(np.int64)}
 
     @property
     def lengths(self) -> np.ndarray:

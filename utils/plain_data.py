@@ -30,7 +30,7 @@ PERIODS = ("logging_steps", "eval_steps", "save_steps")
 
 
 @contextlib.contextmanager
-def reading(checkpoint: str) -> Iterator[None]:
+def reading(checkpoint: str | None) -> Iterator[None]:
     """Turns the failure to read a checkpoint's file into a UsageError that names the file.
 
     The reader must unpickle with `weights_only`, as transformers does: a file that asks for anything else then fails.
@@ -40,7 +40,7 @@ def reading(checkpoint: str) -> Iterator[None]:
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
-        name, wanted = _asks_for_code(Path(checkpoint)) or ("a file", _global_in(error))
+        name, wanted = _asks_for_code(Path(str(checkpoint))) or ("a file", _global_in(error))
         raise UsageError(
             f"--resume_from_checkpoint {checkpoint}: {name} is refused, it asks to call {wanted}, which is not plain data; "
             "nothing was called; use only checkpoints that you trust"
@@ -66,7 +66,7 @@ def check_state(checkpoint: str) -> None:
         raise TypeError(f"trainer_state.json: best_model_checkpoint is {state.best_model_checkpoint!r}")
 
 
-def _unreadable(checkpoint: str, error: Exception) -> UsageError:
+def _unreadable(checkpoint: str | None, error: Exception) -> UsageError:
     told = one_line(error)[:120]
     if isinstance(error, LookupError):  # of which the message is but a name
         told = f"{told} is missing"

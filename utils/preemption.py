@@ -101,6 +101,7 @@ class Preemption(TrainerCallback):
         if self._step_began is not None:
             self._longest_step = max(self._longest_step, now - self._step_began)
         self._ask_when_time_is_over(args, now)
+        assert self.agreement is not None
         self._obey(self.agreement.point(), state, control)
         if self.stopping:
             control.should_save = control.should_training_stop = True
@@ -111,6 +112,7 @@ class Preemption(TrainerCallback):
         if not self.trainer.is_in_train:
             return
         self._ask_when_time_is_over(args, time.monotonic())
+        assert self.agreement is not None
         self._obey(self.agreement.point(), state, control)
         if self.stopping:
             raise EvaluationStopped(self._exit_code(), self._message(state, saved=None))
@@ -139,6 +141,7 @@ class Preemption(TrainerCallback):
 
     def _exit_code(self) -> int:
         # A training that has used up its time has done what it was asked to: its exit code is 0.
+        assert self.stopping is not None
         if self.stopping == TIME:
             return 0
         return signals.exit_code(signal.SIGTERM if self.stopping == RESTART else signal.Signals[self.stopping])
@@ -175,14 +178,15 @@ class Preemption(TrainerCallback):
     def _ask_when_time_is_over(self, args, now: float) -> None:
         if self.time_limit is None or self._time_is_asked or args.process_index != 0:
             return
-        if now + self._longest_step + self._reserve() - self.started >= self.time_limit:
+        assert self.agreement is not None
+        if now + self._longest_step + self._reserve(self.time_limit) - self.started >= self.time_limit:
             self._time_is_asked = True
             self.agreement.request(TIME)
 
-    def _reserve(self) -> float:
+    def _reserve(self, time_limit: float) -> float:
         """Seconds kept for the last save."""
         if self._longest_save is None:
-            return min(UNMEASURED_SHARE * self.time_limit, UNMEASURED_SECONDS)
+            return min(UNMEASURED_SHARE * time_limit, UNMEASURED_SECONDS)
         return SAVE_MARGIN * self._longest_save
 
 

@@ -10,6 +10,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 import torch
@@ -22,7 +23,7 @@ class OneStep(TrainerCallback):
     def __init__(self, folder: Path, step: int):
         self.folder = folder
         self.step = step
-        self.profiler = None
+        self.profiler: Any = None  # torch's, or torch_npu's
 
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == self.step - 1 and state.is_world_process_zero:

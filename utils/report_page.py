@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -18,7 +19,7 @@ def of_run(run: Run) -> str:
     state = "" if run.is_finished or not run.arguments else " · not finished"
     about = [run.script, record.get("finished"), *(record.get("environment", {}).get(k) for k in ("device",))]
     data = [("Source", text_source(run.arguments))] + figures.written(results, figures.DATA)
-    tables = [
+    tables: list[tuple[str, list[tuple[str, Any]]]] = [
         ("Results", [p for p in figures.written(results) if p not in figures.written(results, figures.DATA)]),
         ("Text", data),
         ("Model", list(record.get("model", {}).items())),
@@ -64,7 +65,9 @@ def of_comparison(runs: list[Run]) -> str:
         (name, [figures.plain(value) for value in values], ())
         for name, values in differences([run.record.get("environment", {}) for run in runs])
     ]
-    tables = [("Results", rows, "The best of each row is green." if len(rows) and len(runs) > 1 else "")]
+    tables: list[tuple[str, list, str]] = [
+        ("Results", rows, "The best of each row is green." if len(rows) and len(runs) > 1 else "")
+    ]
     tables.append(("Arguments that differ", differing, "" if differing else "None: the runs were asked for the same."))
     if surroundings:
         tables.append(("Environments that differ", surroundings, ""))

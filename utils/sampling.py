@@ -41,5 +41,5 @@ class EpochBegins(TrainerCallback):
             # Not by truth: that asks for a length, which the sampler of a stream does not have.
             last, sampler = sampler, next((part for part in inner if part is not None), None)
         for part in (last, getattr(train_dataloader, "dataset", None)):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)

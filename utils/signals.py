@@ -32,6 +32,8 @@ class Stopped(SystemExit):
     no launcher may start them again.
     """
 
+    code: int
+
     def __init__(self, code: int, message: str | None, together: bool = False, for_good: bool = True):
         super().__init__(code)
         self.message = message

@@ -44,7 +44,8 @@ Explain = Callable[[Exception], Exception]
 class Shard(Protocol):
     """Documents in a fixed order. number: its place among the shards of its source."""
 
-    number: int
+    @property
+    def number(self) -> int: ...
 
     def rows(self, first: int, offset: int) -> Iterator[tuple[pa.Table, int]]:
         """Tables of the rows from `first` on, each with what is to be given as `offset` to go on behind it."""

@@ -107,7 +107,9 @@ class Throughput:
     def metrics(self) -> dict[str, float]:
         """Of all steps after the warm-up, once stopped; with what `mfu` is a share of, in TFLOP/s for one device."""
         rates = self._rates(self.whole, self.seconds)
-        return rates | {"peak_tflops": round(self.peak_flops / 1e12, 4)} if "mfu" in rates else rates
+        if self.peak_flops is None or "mfu" not in rates:
+            return rates
+        return rates | {"peak_tflops": round(self.peak_flops / 1e12, 4)}
 
     def _read_marks(self) -> None:
         seconds = sum(device.seconds_between(start, end) for start, end in self._marks)

@@ -133,7 +133,7 @@ def _build_unnamed(dtype: np.dtype, build: Build, folder: str) -> Tokens:
             f"--cache_dir {folder}: token ids can be written neither there nor in {tempfile.gettempdir()}: "
             f"{one_line(error)[:200]}; name a folder with room by --cache_dir"
         ) from error
-    return Tokens(_map(ids, dtype, writer.tokens), _map(ends, np.int64, writer.documents), **asdict(totals))
+    return Tokens(_map(ids, dtype, writer.tokens), _map(ends, np.dtype(np.int64), writer.documents), **asdict(totals))
 
 
 class Writer:

@@ -138,7 +138,8 @@ def _write_all(
     """Encodes all documents, several chunks at a time, and writes them in their order."""
     begin = time.perf_counter()
     first = ["" if document is None else document for document in text[:SAMPLE_DOCUMENTS]["text"]]
-    encode = fast_encoding.choose(tokenizer, description and json.loads(description), first, max_length)
+    described = json.loads(description) if description else None
+    encode = fast_encoding.choose(tokenizer, described, first, max_length)
     totals = Totals()
     size = 0
     waiting: deque = deque()
@@ -213,7 +214,7 @@ class StreamEncoder:
     def _choose(self) -> Callable[[pa.StringArray], fast_encoding.Encoded]:
         description = describe(self.tokenizer)
         return fast_encoding.choose(
-            self.tokenizer, description and json.loads(description), self.first_documents, self.max_length
+            self.tokenizer, json.loads(description) if description else None, self.first_documents, self.max_length
         )
 
     def __call__(self, documents: pa.StringArray) -> fast_encoding.Encoded:

@@ -9,6 +9,7 @@ transformers' own. With all options off it trains bit for bit as Trainer does.
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
     """Trainer for LanguageModelingArguments, with what ObjectiveTrainer takes."""
+
+    optimizer: Any  # torch's, ours or apex's, and while training in accelerate's wrapper
 
     def __init__(self, *arguments, **named):
         self.complete_model_card: Callable[[], None] | None = None  # called whenever transformers has written it
@@ -244,6 +247,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
 
     def streamed_tokens(self) -> int:
         """The tokens that all ranks have been given of the stream, padding left out. For every rank to call."""
+        assert self.stream_loader is not None
         return int(self.accelerator.gather(torch.tensor([self.stream_loader.tokens], device=self.args.device)).sum())
 
     # ---- order of samples ----

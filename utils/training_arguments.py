@@ -165,7 +165,7 @@ class LanguageModelingArguments(TrainingArguments):
         self._check_numbers()
         self.notes = self._choose_backend()
         if self.enable_jit_checkpoint:
-            self.enable_jit_checkpoint = False
+            self.enable_jit_checkpoint: bool = False
             self.notes.append(
                 "--enable_jit_checkpoint is not needed: SIGTERM and SIGINT always save before training ends"
             )
@@ -179,9 +179,9 @@ class LanguageModelingArguments(TrainingArguments):
         if device.accelerator() is None:
             # transformers forms a process group for CPUs only if it is told that CPUs are meant: without this every
             # rank of a torchrun would train on the same samples, in silence.
-            self.use_cpu = True
+            self.use_cpu: bool = True
         if device.process_count() > 1 and not self.deepspeed:
-            on = "cpu" if self.use_cpu else device.accelerator()
+            on = (None if self.use_cpu else device.accelerator()) or "cpu"
             meet_after_restart(self.ddp_backend or device.BACKENDS.get(on, "gloo"), self.ddp_timeout)
         compilation.settle(self)
         loading.begin(self)
@@ -225,7 +225,7 @@ class LanguageModelingArguments(TrainingArguments):
         return []
 
     def _check_optimizer(self) -> None:
-        optimizer = getattr(self.optim, "value", self.optim)
+        optimizer = str(getattr(self.optim, "value", self.optim))
         if self.use_combine_grad and optimizer not in ELEMENTWISE_OPTIMIZERS:
             raise UsageError(
                 f"--optim {optimizer} cannot run with --use_combine_grad: its update is not element-wise, it looks at a "

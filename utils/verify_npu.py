@@ -166,7 +166,7 @@ def parity(verification: Verification) -> Check:
             name = f"{verification.args.device}_{level}"
             what = f"{objective}, {level} on {verification.args.device}"
             ours = reference if isinstance(reference, str) else losses(name, [*flags.split(), *verification.cpu])
-            if isinstance(ours, str):
+            if isinstance(ours, str) or isinstance(reference, str):
                 check.parts.append((FAILED, f"{what}: {ours}"))
                 continue
             verdict, said = compare(ours, reference, tolerance)

@@ -37,8 +37,9 @@ class SkippedSteps(TrainerCallback):
 class WatchedTrainer(CheckpointedTrainer):
     """Trainer for LanguageModelingArguments; see the module."""
 
+    throughput: Throughput  # by ThroughputClock, when training begins
+
     def __init__(self, *arguments, **named):
-        self.throughput: Throughput | None = None
         super().__init__(*arguments, **named)
         # transformers would read each loss on the host, to put a mean in the place of one that is not finite.
         self.args.logging_nan_inf_filter = False

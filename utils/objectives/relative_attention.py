@@ -41,6 +41,7 @@ def relative_attention(
     queries: (rows, batch, heads, size). keys, values: (L, batch, heads, size). position_keys: (2L, batch, heads, size).
     """
     assert seg_mat is None and not output_attentions, "our batches have one segment, and nobody reads attentions"
+    assert attn_mask is not None
     rows, length = len(queries), len(keys)
     if rows == 0:
         return queries
