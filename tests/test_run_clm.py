@@ -40,6 +40,7 @@ def trained(files, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "output"
     done = clm(*TINY_GPT2, *files, *SHORT, "--do_train", "--do_eval", "--use_combine_grad", "--output_dir", folder)
     (folder.parent / "stdout").write_text(done.stdout)
+    (folder.parent / "stderr").write_text(done.stderr)
     return folder
 
 
@@ -95,6 +96,12 @@ def test_the_results_row_is_in_the_file_and_at_the_end_of_the_log(trained):
     accuracy = results(trained)["eval_accuracy"]
     assert row.startswith(f"| 1p-CPU | {accuracy:.4f} | ") and "| O0 |" in row
     assert (trained.parent / "stdout").read_text().strip().endswith(table)
+
+
+def test_a_file_has_the_log_and_nothing_that_moves(trained):
+    said = (trained.parent / "stdout").read_text()
+    assert "training from step 0 to 6, with " in said
+    assert "[INFO|" not in said and "%|" not in said + (trained.parent / "stderr").read_text()
 
 
 def test_training_lowers_the_loss(trained):
@@ -309,6 +316,7 @@ def test_the_readmes_command_word_for_word(tmp_path):
     [
         (["--model_name_or_path", "gpt2", "--train_file", "{train}"], "--model_name_or_path gpt2"),
         (["--model_type", "gpt2", "--dataset_name", "wikitext"], "--dataset_name wikitext"),
+        (["--config_name", "gpt2", "--train_file", "{train}"], "--config_name gpt2"),
     ],
 )
 def test_an_unreachable_hub_is_one_line_with_all_remedies(corpus, tmp_path, flags, name):
@@ -316,7 +324,7 @@ def test_an_unreachable_hub_is_one_line_with_all_remedies(corpus, tmp_path, flag
     environment = client_environment("http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="0")
     done = clm(*flags, "--do_train", "--output_dir", tmp_path / "output", expect=2, **environment)
     line = one_error_line(done)
-    assert name in line
+    assert name in line and "Retrying" not in done.stderr + done.stdout
     assert all(remedy in line for remedy in ("HF_ENDPOINT", "--hub modelscope", "offline cache", "--train_file"))
 
 

@@ -102,7 +102,7 @@ def parse_run(data: type[DataArguments], description: str) -> tuple:
             raise UsageError("--push_to_hub pushes to the Hugging Face hub: leave it or --hub modelscope out")
         modelscope.check_installed()
         return model, text, args, notes + args.notes
-    names = [model.model_name_or_path, model.tokenizer_name, text.dataset_name]
+    names = [model.model_name_or_path, model.config_name, model.tokenizer_name, text.dataset_name]
     return model, text, args, notes + args.notes + hub.use_cache_if_unreachable(names)
 
 

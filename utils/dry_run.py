@@ -6,7 +6,6 @@ import tempfile
 import time
 
 import torch
-import transformers
 from transformers import TrainerCallback
 
 from utils import device, figures
@@ -35,8 +34,6 @@ def begin(args) -> None:
     args.save_strategy = args.eval_strategy = args.logging_strategy = "no"
     args.load_best_model_at_end, args.eval_on_start = False, False
     args.disable_tqdm = True
-    if args.log_level == "passive":
-        transformers.utils.logging.set_verbosity_warning()
 
 
 def show(trainer, figures_of_text: dict, checkpoint: str | None = None) -> None:

@@ -2,8 +2,8 @@
 
 import sys
 
+from tqdm.auto import tqdm
 from transformers import ProgressCallback
-from transformers.utils import logging
 
 
 class ProgressBar(ProgressCallback):
@@ -12,7 +12,7 @@ class ProgressBar(ProgressCallback):
     def on_train_begin(self, args, state, control, **_):
         self.current_step = state.global_step  # a resumed run's time left is told by the steps of this one
         if state.is_world_process_zero:
-            self.training_bar = logging.tqdm(
+            self.training_bar = tqdm(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None
             )
 

@@ -147,6 +147,11 @@ class ThroughputClock(TrainerCallback):
                 device.describe(args.device),
             )
         steps = state.max_steps - state.global_step
+        if not args.dry_run:
+            samples = self.trainer.get_total_train_batch_size(args)
+            logger.info(
+                "training from step %d to %d, with %d samples a step", state.global_step, state.max_steps, samples
+            )
         self.trainer.throughput = Throughput(steps, args.world_size, args.device, model_flops, peak)
 
     def on_step_end(self, args, state, control, **_):
