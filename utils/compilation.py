@@ -133,7 +133,7 @@ def any_backend(args: TrainingArguments) -> Iterator[None]:
 def let_through(plugin, backend: str | None) -> None:
     """Puts the name of a backend into accelerate's TorchDynamoPlugin, whether its list has it or not."""
     if backend is not None and plugin.backend.value.lower() != backend:
-        plugin.backend = enum.Enum("Backend", {"NAMED": backend}).NAMED
+        plugin.backend = enum.Enum("Backend", {"NAMED": backend}).NAMED  # type: ignore[attr-defined]
 
 
 # ---- what is chosen ----
@@ -202,6 +202,7 @@ def describe(trainer, steps: int) -> Run:
     length = _length(trainer.train_dataset)
     micro_batches = args.gradient_accumulation_steps
     counted = flops.count_model_flops(trainer.model)
+    assert counted is not None
     step_flops = micro_batches * counted(args.per_device_train_batch_size, length)
     peak, _ = device.peak_flops(args.device, args.precision.dtype)
     # The rows of a sparse head come in a second number in the first steps, for which torch compiles once more.

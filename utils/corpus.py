@@ -7,7 +7,7 @@ import glob
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -192,7 +192,7 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
 
 def _stream_files(files: list[str], builder: str, split: str, options: dict, told: streaming.Explain) -> Stream:
     if options.get("sample_by") == "line" and not any(file.endswith(SUFFIXES) for file in files):
-        shards = streaming.shards_of_lines(files, options["keep_linebreaks"], told)
+        shards: Sequence[streaming.Shard] = streaming.shards_of_lines(files, options["keep_linebreaks"], told)
     else:
         for file in files if builder == "json" else []:
             check_surrogates(file)

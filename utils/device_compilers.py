@@ -53,4 +53,5 @@ def compiler(variable: str, names: list[str]) -> str | None:
 
 def _has_torchair() -> bool:
     found = importlib.util.find_spec("torch_npu")
-    return found is not None and Path(found.submodule_search_locations[0], "dynamo", "torchair").is_dir()
+    folders = found.submodule_search_locations if found is not None else None
+    return folders is not None and Path(folders[0], "dynamo", "torchair").is_dir()

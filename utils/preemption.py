@@ -84,6 +84,7 @@ class Preemption(TrainerCallback):
         # torchrun ends the ranks of an elastic run to start them with other nodes; what launch.sh hands on, it has noted.
         if word == "SIGTERM" and os.environ.get("ELASTIC_PROCESSES") and not signals.is_noted():
             word = RESTART
+        assert self.agreement is not None
         self.agreement.request(word)
 
     def _leave_without_them(self, word: str, ranks: list[int]) -> None:
@@ -154,6 +155,7 @@ class Preemption(TrainerCallback):
             TIME: f"--max_train_time {self.trainer.args.max_train_time}",
             RESTART: "the launcher, to start again,",
         }
+        assert self.stopping is not None
         word = words.get(self.stopping, self.stopping)
         step = state.global_step
         told = {

@@ -156,8 +156,9 @@ def is_noted() -> bool:
 
 def end_if_ended_for_good() -> None:
     """Ends a process that torchrun has started again after its run had ended for good."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and is_noted():
-        sys.exit(int(_note().read_text(encoding="ascii")))
+    path = _note() if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 else None
+    if path is not None and path.exists():
+        sys.exit(int(path.read_text(encoding="ascii")))
 
 
 def _note() -> Path | None:

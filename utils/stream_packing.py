@@ -53,7 +53,7 @@ def make_samples(
             if args.max_steps <= 0:
                 epochs = args.num_train_epochs
                 args.max_steps = stream_length.steps(stream, encode, cutter, data, args, cache_dir)
-            readers = args.world_size * max(1, args.dataloader_num_workers)
+            readers = args.world_size * max(1, args.dataloader_num_workers or 0)
             _tell(stream, readers)
             samples[split] = StreamedSamples(
                 stream,

@@ -84,7 +84,7 @@ def loader(
     samples: IterableDataset, batch_size: int, collate: Callable, args: LanguageModelingArguments, is_training: bool
 ) -> StreamLoader | EvaluationLoader:
     """Batches of StreamedSamples (training) or EvaluatedSamples, as --dataloader_* flags say."""
-    workers = args.dataloader_num_workers
+    workers = args.dataloader_num_workers or 0
     if not is_training:
         workers = min(1, workers)  # each reads all
     batches = (StreamLoader if is_training else EvaluationLoader)(

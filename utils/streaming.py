@@ -131,7 +131,7 @@ class Shards(Sequence):
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, number: int) -> Shard:
+    def __getitem__(self, number: int) -> Shard:  # type: ignore[override]  # of one number, not of a slice
         return self.make(range(self.size)[number])
 
 
@@ -145,7 +145,7 @@ def shards_of(text: Dataset | IterableDataset, explain: Explain) -> Shards:
 
 def shards_of_lines(files: list[str], keep_linebreaks: bool, explain: Explain) -> list[LinesShard]:
     """Of each file as many as it has times SHARD_BYTES, so that many readers can share a large one."""
-    shards = []
+    shards: list[LinesShard] = []
     for file in files:
         size = os.path.getsize(file)
         count = max(1, min(MOST_SHARDS_OF_A_FILE, size // SHARD_BYTES))

@@ -49,21 +49,22 @@ def loss_and_gradients(
             most = highest if most is None else torch.maximum(most, highest)
             if smoothing:
                 mean += z.sum(dim=1) / len(weight)
+        assert most is not None
         of_target = _of_targets(some, weight, bias, target)
         total = rows.new_zeros(len(some))
         for z, (start, stop) in zip(logits, tiles, strict=True):
             total += z.sub_(most.unsqueeze(1)).exp_().sum(dim=1)
-            if to_rows:
+            if d_rows is not None:
                 d_rows[first : first + chunk].addmm_(z, weight[start:stop])
         losses = most + total.log() - (1 - smoothing) * of_target - smoothing * mean
         loss += (losses * counts).sum()
         by_row = counts / total
-        if to_rows:
+        if d_rows is not None:
             d_some = d_rows[first : first + chunk].mul_(by_row.unsqueeze(1))
             d_some.sub_(weight[target] * ((1 - smoothing) * counts).unsqueeze(1))
             if smoothing:
                 d_some.sub_((smoothing / len(weight)) * counts.unsqueeze(1) * width)
-        if to_weight:
+        if d_weight is not None:
             scaled = some * by_row.unsqueeze(1)
             for z, (start, stop) in zip(logits, tiles, strict=True):
                 torch.addmm(d_weight[start:stop], z.t(), scaled, beta=1.0 if first else 0.0, out=d_weight[start:stop])
@@ -71,7 +72,7 @@ def loss_and_gradients(
             d_weight.index_add_(0, target, counted, alpha=smoothing - 1)
             if smoothing:
                 d_weight.sub_((smoothing / len(weight)) * counted.sum(dim=0))
-        if to_bias:
+        if d_bias is not None:
             for z, (start, stop) in zip(logits, tiles, strict=True):
                 d_bias[start:stop].addmv_(z.t(), by_row)
             d_bias.index_add_(0, target, counts, alpha=smoothing - 1)
@@ -103,6 +104,7 @@ def correct_and_losses(
             place = torch.where(highest > most, where + start, place)  # of equal ones the first, as argmax has it
             before, most = most, torch.maximum(most, highest)
             total = total * (before - most).exp() + z.sub_(most.unsqueeze(1)).exp_().sum(dim=1)
+        assert total is not None
         correct.append(place == target)
         losses.append(most + total.log() - _of_targets(some, weight, bias, target))
     return torch.cat(correct), torch.cat(losses)
