@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import TrainerCallback
@@ -40,7 +41,7 @@ class StreamLoader(StatefulDataLoader):
     def _counted(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
         for batch in batches:
             self.tokens += count_tokens(batch)
-            yield {name: tensor.to(self.device, non_blocking=self.pin_memory) for name, tensor in batch.items()}
+            yield send_to_device(batch, self.device, non_blocking=self.pin_memory)
 
 
 class EvaluationLoader(DataLoader):
