@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stand_in_hub import StandInHub, client_environment, make_small_wikitext
 
-from utils import corpus, streaming
+from utils import corpus, stream_shards, streaming
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.streaming import HUNDRED, Place, Position, Reader, Source, Stream
@@ -236,7 +236,7 @@ def test_lines_are_those_of_datasets_and_are_not_read_again(text, keep, size, tm
     file.write_bytes(text.encode())
     options = {"keep_linebreaks": keep, "sample_by": "line", "streaming": True}
     theirs = datasets.load_dataset("text", data_files=[str(file)], split="train", **options)
-    shard = streaming.LinesShard(str(file), 0, keep, lambda error: error)
+    shard = stream_shards.LinesShard(str(file), 0, keep, lambda error: error)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "READ_BYTES", size)
         tables = list(shard.rows(0, 0))

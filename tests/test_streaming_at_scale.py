@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stand_in_hub import StandInHub, client_environment
 
-from utils import streaming
-from utils.streaming import Reader, Shards, Source, Stream
+from utils import stream_shards, streaming
+from utils.stream_shards import Shards
+from utils.streaming import Reader, Source, Stream
 
 RANKS = 4096
 opened: list[str] = []
@@ -32,7 +33,7 @@ def files_on_the_hub(count: int) -> tuple[Stream, list[int]]:
     """A stream of that many files, as `datasets` streams them, and the numbers of the shards that were made of it."""
     names = [f"train-{number:05}-of-{count:05}" for number in range(count)]
     text = datasets.IterableDataset.from_generator(documents_of, gen_kwargs={"files": names})
-    shards, made = streaming.shards_of(text, lambda error: error), []
+    shards, made = stream_shards.shards_of(text, lambda error: error), []
 
     def make(number: int):
         made.append(number)
@@ -111,10 +112,10 @@ def test_a_rank_reads_two_shards_of_a_large_file_at_most(tmp_path, monkeypatch) 
     path, lines = tmp_path / "large.txt", 400_000
     path.write_text("".join(f"line {row} of a large file\n" for row in range(lines)))
     monkeypatch.setattr(streaming, "SHARD_BYTES", 1 << 16)
-    shards = streaming.shards_of_lines([str(path)], False, lambda error: error)
+    shards = stream_shards.shards_of_lines([str(path)], False, lambda error: error)
     size = path.stat().st_size
     assert len(shards) == size // (1 << 16) > 100
-    monkeypatch.setattr(streaming, "open", lambda *words: CountingFile(builtins.open(*words)), raising=False)
+    monkeypatch.setattr(stream_shards, "open", lambda *words: CountingFile(builtins.open(*words)), raising=False)
     for rank in (0, 2000, RANKS - 1):
         CountingFile.read_bytes = 0
         an_epoch_or_nothing(Reader(Stream([Source(shards)]), rank, RANKS, seed=1, shuffles=True))
@@ -145,9 +146,9 @@ def test_shards_of_a_file_hold_its_lines(text, size, block, tmp_path_factory) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "SHARD_BYTES", size)
         patch.setattr(streaming, "READ_BYTES", block)
-        shards = streaming.shards_of_lines([str(path)], True, lambda error: error)
+        shards = stream_shards.shards_of_lines([str(path)], True, lambda error: error)
         found = [line for shard in shards for table, _ in shard.rows(0, 0) for line in table["text"].to_pylist()]
-        whole = streaming.LinesShard(str(path), 0, True, lambda error: error)
+        whole = stream_shards.LinesShard(str(path), 0, True, lambda error: error)
         assert found == [line for table, _ in whole.rows(0, 0) for line in table["text"].to_pylist()]
         for shard in shards:  # and from each place in it on
             steps = list(shard.rows(0, 0))

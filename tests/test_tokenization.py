@@ -14,7 +14,8 @@ from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedTokenizerFast
 
 from utils import sample_corpus
 from utils.errors import UsageError
-from utils.streaming import Reader, Source, Stream, shards_of
+from utils.stream_shards import shards_of
+from utils.streaming import Reader, Source, Stream
 from utils.token_cache import Tokens
 from utils.tokenization import StreamEncoder, chunks, end_of_text, tokenize
 from utils.tokenizer_training import train, train_byte_level_bpe

@@ -16,7 +16,7 @@ import pandas
 from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
-from utils import modelscope, streaming
+from utils import modelscope, stream_shards, streaming
 from utils.compression import SUFFIXES, decompressed_copy
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
@@ -152,7 +152,7 @@ def _stream(text: datasets.Dataset | datasets.IterableDataset, data: DataArgumen
     told = functools.partial(explain, flag="--dataset_name", name=str(data.dataset_name))
     # Of a data set on the hub nothing says beforehand whether it is what it was.
     fingerprint = text._fingerprint if isinstance(text, Dataset) else None
-    return Stream([streaming.Source(streaming.shards_of(text, told), fingerprint=fingerprint)])
+    return Stream([streaming.Source(stream_shards.shards_of(text, told), fingerprint=fingerprint)])
 
 
 def _is_saved(name: str) -> bool:
@@ -190,14 +190,14 @@ def _read_files(files: list[str], data: DataArguments, split: str, cache_dir: st
         raise told(error) from error
 
 
-def _stream_files(files: list[str], builder: str, split: str, options: dict, told: streaming.Explain) -> Stream:
+def _stream_files(files: list[str], builder: str, split: str, options: dict, told: stream_shards.Explain) -> Stream:
     if options.get("sample_by") == "line" and not any(file.endswith(SUFFIXES) for file in files):
-        shards: Sequence[streaming.Shard] = streaming.shards_of_lines(files, options["keep_linebreaks"], told)
+        shards: Sequence[stream_shards.Shard] = stream_shards.shards_of_lines(files, options["keep_linebreaks"], told)
     else:
         for file in files if builder == "json" else []:
             check_surrogates(file)
         try:
-            shards = streaming.shards_of(_load(files, builder, split, {**options, "streaming": True}), told)
+            shards = stream_shards.shards_of(_load(files, builder, split, {**options, "streaming": True}), told)
         except Exception as error:
             raise told(error) from error
     states = [(os.path.abspath(file), os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
