@@ -111,7 +111,7 @@ class CountingFile:
 def test_a_rank_reads_two_shards_of_a_large_file_at_most(tmp_path, monkeypatch) -> None:
     path, lines = tmp_path / "large.txt", 400_000
     path.write_text("".join(f"line {row} of a large file\n" for row in range(lines)))
-    monkeypatch.setattr(streaming, "SHARD_BYTES", 1 << 16)
+    monkeypatch.setattr(stream_shards, "SHARD_BYTES", 1 << 16)
     shards = stream_shards.shards_of_lines([str(path)], False, lambda error: error)
     size = path.stat().st_size
     assert len(shards) == size // (1 << 16) > 100
