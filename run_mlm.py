@@ -15,6 +15,7 @@ def main() -> None:
     from utils import (
         chunked_head,
         corpus,
+        cpu_dropout,
         device,
         document_packing,
         dry_run,
@@ -61,6 +62,7 @@ def main() -> None:
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config)
     varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network)
+    cpu_dropout.draw_few_bits(network, args.device.type)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
     whole_logits = full_head or args.layers_are_patched
     in_chunks = not whole_logits and chunked_head.give_sums(network, label_smoothing=args.label_smoothing_factor)

@@ -15,6 +15,7 @@ def main() -> None:
     from utils import (
         chunked_head,
         corpus,
+        cpu_dropout,
         device,
         dry_run,
         elastic,
@@ -61,6 +62,7 @@ def main() -> None:
     host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config)
+    cpu_dropout.draw_few_bits(network, args.device.type)
     relative_attention.leave_out_segments(network)
     relative_attention.follow_half_weights(network)
     if not data_args.full_head:

@@ -174,7 +174,7 @@ def samples_of(recipe: Recipe, tokenizer, ids: np.ndarray, full_head: bool = Fal
 
 def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarray) -> tuple[Trainer, Callable]:
     """What run_clm.py, run_mlm.py and run_plm.py do between their blocks and training."""
-    from utils import chunked_head, host_memory, native_activations
+    from utils import chunked_head, cpu_dropout, host_memory, native_activations
     from utils.objectives import causal, masked, relative_attention, rows
     from utils.trainer import LanguageModelingTrainer
 
@@ -193,6 +193,7 @@ def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarra
         relative_attention.follow_half_weights(model)
         relative_attention.predict_only_targets(model)
     if recipe.objective != "clm":
+        cpu_dropout.draw_few_bits(model, "cpu" if recipe.on_cpu else "")
         in_chunks = chunked_head.give_sums(model)
     args = arguments(recipe, LanguageModelingArguments)
     trainer = LanguageModelingTrainer(
