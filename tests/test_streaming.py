@@ -238,7 +238,7 @@ def test_lines_are_those_of_datasets_and_are_not_read_again(text, keep, size, tm
     theirs = datasets.load_dataset("text", data_files=[str(file)], split="train", **options)
     shard = stream_shards.LinesShard(str(file), 0, keep, lambda error: error)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "READ_BYTES", size)
+        patch.setattr(stream_shards, "READ_BYTES", size)
         tables = list(shard.rows(0, 0))
         rows = [table.column("text").to_pylist() for table, _ in tables]
         assert sum(rows, []) == [row["text"] for row in theirs]

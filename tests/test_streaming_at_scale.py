@@ -144,8 +144,8 @@ def test_shards_of_a_file_hold_its_lines(text, size, block, tmp_path_factory) ->
     path = tmp_path_factory.mktemp("lines") / "a.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming, "SHARD_BYTES", size)
-        patch.setattr(streaming, "READ_BYTES", block)
+        patch.setattr(stream_shards, "SHARD_BYTES", size)
+        patch.setattr(stream_shards, "READ_BYTES", block)
         shards = stream_shards.shards_of_lines([str(path)], True, lambda error: error)
         found = [line for shard in shards for table, _ in shard.rows(0, 0) for line in table["text"].to_pylist()]
         whole = stream_shards.LinesShard(str(path), 0, True, lambda error: error)
