@@ -24,7 +24,14 @@ CASES = {
 def train(folder: Path, name: str, come_from: str | None = None, step: int = 0) -> None:
     for case, options in CASES.items():
         checkpoint = folder / case / come_from / f"checkpoint-{step}" if come_from else None
-        resume.train(folder / case / name, checkpoint, elastic=True, per_device_train_batch_size=2, **options)
+        resume.train(
+            folder / case / name,
+            checkpoint,
+            elastic=True,
+            per_device_train_batch_size=2,
+            num_train_epochs=3,
+            **options,
+        )
 
 
 if __name__ == "__main__":
