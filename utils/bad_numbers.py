@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 from utils import checkpoint, device, output_folder
 from utils.errors import UsageError
+from utils.main_process import told_by_main
 
 logger = logging.getLogger(__name__)
 
@@ -216,16 +217,9 @@ class LossSpikes:
                 f"--on_loss_spike rollback: the loss leaps again, at step {step}, after {self.rollbacks} rollbacks; lower "
                 "--learning_rate or --max_grad_norm, or look at the data"
             )
-        answer: list[str | None] = [None]
-        if self.args.process_index == 0:
-            folder = self.args.output_dir
-            found = checkpoint.newest(folder, output_folder.run_id(folder), until=first_step)
-            answer = [None if found is None else str(found)]
-        if self.args.world_size > 1:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(answer)
-        [chosen] = answer
+        folder = self.args.output_dir
+        found = told_by_main(lambda: checkpoint.newest(folder, output_folder.run_id(folder), until=first_step))
+        chosen = None if found is None else str(found)
         if self.args.process_index == 0:
             name = "no checkpoint to go back to" if chosen is None else f"going back to {Path(chosen).name}"
             logger.warning("%s%s", name, "" if chosen is None else f"; the batches up to step {step}'s are skipped")

@@ -26,6 +26,7 @@ from transformers import TrainingArguments
 
 from utils import device, device_compilers
 from utils.errors import UsageError
+from utils.main_process import told_by_main
 
 logger = logging.getLogger(__name__)
 
@@ -150,25 +151,31 @@ def choose(trainer, steps: int) -> None:
         or not device_compilers.may_pay(args.device)
     ):
         return
-    reason = why_not(trainer)
-    if reason is not None:
-        compiles, sentence = False, f"torch.compile is off: {reason}; --torch_compile turns it on"
-    else:
-        compiles, sentence = decide(describe(trainer, steps))
-    if args.world_size > 1:  # speeds that are measured differ between ranks
-        from accelerate.utils import broadcast_object_list
-
-        [compiles, sentence] = broadcast_object_list([compiles, sentence])
+    # Speeds that are measured differ between ranks.
+    compiles, sentence = told_by_main(lambda: conclude(trainer, steps))
     if args.process_index == 0:
         logger.info(sentence)
     if compiles:
         let_through(plugin, CHOSEN)
 
 
-def why_not(trainer) -> str | None:
-    """Why a run does not compile by itself, however long it is; None if it may."""
-    from utils import flops
+def conclude(trainer, steps: int) -> tuple[bool, str]:
+    """As `decide`, for a trainer's run."""
+    reason, run = why_not(trainer), None
+    if reason is None:
+        run = describe(trainer, steps)
+        reason = (
+            "the model's FLOPs cannot be counted"
+            if run is None
+            else device_compilers.missing(trainer.args.device, CHOSEN)
+        )
+    if run is None or reason is not None:
+        return False, f"torch.compile is off: {reason}; --torch_compile turns it on"
+    return decide(run)
 
+
+def why_not(trainer) -> str | None:
+    """What in the flags or the data keeps a run from compiling by itself, however long it is; None if nothing does."""
     args = trainer.args
     if args.layers_are_patched or args.n_gpu > 1:
         return "apex, FSDP, DeepSpeed and DataParallel are left as they are"
@@ -178,9 +185,7 @@ def why_not(trainer) -> str | None:
         return "--gradient_checkpointing is left as it is"
     if not lengths_are_equal(trainer.train_dataset, trainer.data_collator):
         return "batches differ in length"
-    if flops.count_model_flops(trainer.model) is None:
-        return "the model's FLOPs cannot be counted"
-    return device_compilers.missing(args.device, CHOSEN)
+    return None
 
 
 def lengths_are_equal(samples, collate) -> bool:
@@ -193,16 +198,17 @@ def lengths_are_equal(samples, collate) -> bool:
     return getattr(samples, "description", {}).get("packing") == "blocks"  # a stream's
 
 
-def describe(trainer, steps: int) -> Run:
-    """A trainer's run. Its model's FLOPs can be counted."""
+def describe(trainer, steps: int) -> Run | None:
+    """A trainer's run; None if its model's FLOPs cannot be counted."""
     from utils import flops
 
     args, config = trainer.args, trainer.model.config
+    counted = flops.count_model_flops(trainer.model)
+    if counted is None:
+        return None
     layers = getattr(config, "num_hidden_layers", None) or 12
     length = _length(trainer.train_dataset)
     micro_batches = args.gradient_accumulation_steps
-    counted = flops.count_model_flops(trainer.model)
-    assert counted is not None
     step_flops = micro_batches * counted(args.per_device_train_batch_size, length)
     peak, _ = device.peak_flops(args.device, args.precision.dtype)
     # The rows of a sparse head come in a second number in the first steps, for which torch compiles once more.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from utils import checkpoint, dry_run
 from utils.errors import UsageError
+from utils.main_process import told_by_main
 
 logger = logging.getLogger(__name__)
 
@@ -121,29 +122,21 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
 
     args: the run's LanguageModelingArguments. Raises the same UsageError on every rank.
     """
-    verdict: Claim | UsageError | None = None
     if _was_started_again(args):
         _go_on_after_restart(args)
-    if args.process_index == 0:
-        try:
-            checkpoint.recover(args.output_dir)
-            verdict = claim(
-                args.output_dir,
-                script,
-                arguments,
-                args.overwrite_output_dir,
-                args.resume_from_checkpoint,
-                None if args.elastic else args.world_size,
-            )
-        except UsageError as error:
-            verdict = error
-    if args.world_size > 1:
-        from accelerate.utils import broadcast_object_list
 
-        [verdict] = broadcast_object_list([verdict])
-    if isinstance(verdict, UsageError):
-        raise verdict
-    assert verdict is not None
+    def recover_and_claim() -> Claim:
+        checkpoint.recover(args.output_dir)
+        return claim(
+            args.output_dir,
+            script,
+            arguments,
+            args.overwrite_output_dir,
+            args.resume_from_checkpoint,
+            None if args.elastic else args.world_size,
+        )
+
+    verdict = told_by_main(recover_and_claim)
     if verdict.note and args.process_index == 0:
         logger.warning(verdict.note)
     if args.dry_run:

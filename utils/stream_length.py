@@ -13,6 +13,7 @@ import xxhash
 
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
+from utils.main_process import told_by_main
 from utils.stream_windows import Cutter, text_chunks
 from utils.streaming import Reader, Stream, byte_counts
 from utils.tokenization import StreamEncoder, describe
@@ -35,20 +36,10 @@ def steps(
 
     cut: of blocks or lines. Raises UsageError if the text makes no sample.
     """
-    found: list = [None]
-    if args.process_index == 0:
-        try:
-            found = [_units(stream, encode, cut, cache_dir)]
-        except UsageError as error:
-            found = [error]
-    if args.world_size > 1:
-        from accelerate.utils import broadcast_object_list
-
-        found = broadcast_object_list(found)
-    if isinstance(found[0], UsageError):
-        raise found[0]
+    units = told_by_main(lambda: _units(stream, encode, cut, cache_dir))
+    if data.max_train_samples is not None:
+        units = min(units, data.max_train_samples * cut.unit)
     # Blocks go on from epoch to epoch, so that of them there may be a part of one.
-    units = found[0] if data.max_train_samples is None else min(found[0], data.max_train_samples * cut.unit)
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     count = math.ceil(args.num_train_epochs * units / (cut.unit * batch))
     logger.info("train: %.1f samples an epoch, %d steps for %g epochs", units / cut.unit, count, args.num_train_epochs)
