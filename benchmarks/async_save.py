@@ -80,7 +80,7 @@ class Rounds(TrainerCallback):
         self.times.append(time.perf_counter() - self.start)
         control.should_save = state.global_step % self.steps == 1
         if state.global_step % self.steps == 0:
-            self.trainer._settle(wait=True)
+            self.trainer.finish_saves()
             behind = max(0.0, self.committed - self.first_end) if self.committed else 0.0
             loss = self.trainer._tr_loss.item()
             self.connection.send((self.trainer.stall, self.trainer.waits, behind, sum(self.times[1:]), loss))

@@ -3,7 +3,6 @@
 Two processes that train side by side and are not joined tell what the machine itself takes away: they share its memory.
 """
 
-import os
 import socket
 import statistics
 import time
@@ -27,10 +26,13 @@ SIZES = tuple(2**power for power in (12, 16, 18, 20, 22, 23, 24, 25))
 
 
 class Together:
-    """Sides that answer a word together: the processes of one training. As Side, with a list of outcomes in its place."""
+    """Sides that answer a word together: the processes of one training. As Side, with a list of outcomes in its place.
 
-    def __init__(self, drive: Callable, arguments: list[tuple]):
-        self.sides = [Side(drive, of_rank) for of_rank in arguments]
+    environments: of each process, see `ranks`.
+    """
+
+    def __init__(self, drive: Callable, arguments: tuple, environments: list[dict[str, str]]):
+        self.sides = [Side(drive, arguments, environment) for environment in environments]
 
     def hear(self) -> list:
         return [side.hear() for side in self.sides]
@@ -57,15 +59,14 @@ def ranks(count: int, joined: bool = True) -> list[dict[str, str]]:
 
 
 # ---- training ----
-def train(environment: dict[str, str], recipe: trainers.Recipe, steps: int, connection: Connection) -> None:
+def train(recipe: trainers.Recipe, steps: int, connection: Connection) -> None:
     """A process of a training: benchmarks.compare's, with one thread."""
-    os.environ.update(environment)
     torch.set_num_threads(1)
     drive(recipe, steps, 0, connection)
 
 
 def training(recipe: trainers.Recipe, steps: int, count: int, joined: bool = True) -> Together:
-    return Together(train, [(environment, recipe, steps) for environment in ranks(count, joined)])
+    return Together(train, (recipe, steps), ranks(count, joined))
 
 
 # ---- the link ----
@@ -91,9 +92,8 @@ class MeasuredLink:
         return float(latency), float(1 / per_byte)
 
 
-def probe_link(environment: dict[str, str], sizes: tuple[int, ...], rounds: int, connection: Connection) -> None:
+def probe_link(sizes: tuple[int, ...], rounds: int, connection: Connection) -> None:
     """A process that all-reduces by itself, computes by itself, and does both at once."""
-    os.environ.update(environment)
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     seconds = {}
@@ -136,7 +136,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 def measure_link(sizes: tuple[int, ...] = SIZES, rounds: int = 7) -> MeasuredLink:
     """The link between two processes of this machine."""
-    both = Together(probe_link, [(environment, sizes, rounds) for environment in ranks(2)])
+    both = Together(probe_link, (sizes, rounds), ranks(2))
     link, _ = both.hear()
     both.end()
     return link

@@ -251,7 +251,7 @@ class CheckpointedTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        path = Path(output_dir, f"progress_{self.args.process_index}.json")
+        path = self._progress_file(output_dir)
         path.write_text(json.dumps(self._measure_progress()), encoding="utf-8")
 
     # ---- resume ----
@@ -308,10 +308,13 @@ class CheckpointedTrainer(Trainer):
         progress = dict(zip(PROGRESS, values, strict=True))
         return progress | {"samples_per_step": elastic.samples_per_step(self.args)}
 
+    def _progress_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint, elastic.PROGRESS_FILE.format(self.args.process_index))
+
     def _read_progress(self, checkpoint: str) -> dict:
         if self.args.elastic:
             return elastic.mean_progress(checkpoint)
-        path = Path(checkpoint, f"progress_{self.args.process_index}.json")
+        path = self._progress_file(checkpoint)
         if not path.exists():
             return {}
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -25,9 +25,8 @@ class Bucket:
         self.members = members
         self.waiting = set(members)  # those that backward has not filled yet
         self.filled_at = 0  # the number of members of all buckets that had been filled then
-        self.on_the_wire: torch.Tensor | None = (
-            None  # what is reduced: the gradients themselves, or half of their bytes
-        )
+        # What is reduced: the gradients themselves, or half of their bytes.
+        self.on_the_wire: torch.Tensor | None = None
         self.work: dist.Work | None = None
 
     def launch(self, world_size: int, wire_dtype: torch.dtype | None) -> None:

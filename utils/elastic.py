@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 # The processes that the batch size on the command line is meant for, by launch.sh: a run may begin with fewer of them.
 PROCESSES = "ELASTIC_PROCESSES"
-PROGRESS = "progress_{}.json"  # of a checkpoint, one for each process that wrote it
+PROGRESS_FILE = "progress_{}.json"  # of a checkpoint, one for each process that wrote it
 
 
 def samples_per_step(args: LanguageModelingArguments) -> int:
@@ -71,7 +71,7 @@ def keep_global_batch(args: LanguageModelingArguments, resumed: str | None) -> N
 
 
 def _samples_before(args: LanguageModelingArguments, resumed: Path) -> int:
-    path = resumed / PROGRESS.format(0)
+    path = resumed / PROGRESS_FILE.format(0)
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8")).get("samples_per_step")
         if found is not None:
@@ -134,5 +134,5 @@ class MicroBatchSeeds(TrainerCallback):
 
 def mean_progress(resumed: str) -> dict:
     """What CheckpointedTrainer keeps of its progress, as a mean over the processes that wrote the checkpoint."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in Path(resumed).glob(PROGRESS.format("*"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in Path(resumed).glob(PROGRESS_FILE.format("*"))]
     return {name: sum(float(one[name]) for one in found) / len(found) for name in found[0]} if found else {}
