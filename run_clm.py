@@ -14,6 +14,7 @@ def main() -> None:
 
     from utils import (
         corpus,
+        cpu_dropout,
         device,
         document_packing,
         dry_run,
@@ -58,6 +59,7 @@ def main() -> None:
         collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0, varlen)
     elif data_args.keep_remainder:
         collate = causal.PaddedCollator(block_size, tokenizer.pad_token_id or 0)
+    cpu_dropout.draw_few_bits(network, args.device.type)
     whole_logits = data_args.full_head or args.layers_are_patched
     in_chunks = not whole_logits and causal.predict_in_chunks(network, args.label_smoothing_factor)
     trainer = LanguageModelingTrainer(

@@ -193,8 +193,8 @@ def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarra
         relative_attention.follow_half_weights(model)
         relative_attention.predict_only_targets(model)
     if recipe.objective != "clm":
-        cpu_dropout.draw_few_bits(model, "cpu" if recipe.on_cpu else "")
         in_chunks = chunked_head.give_sums(model)
+    cpu_dropout.draw_few_bits(model, "cpu" if recipe.on_cpu else "")
     args = arguments(recipe, LanguageModelingArguments)
     trainer = LanguageModelingTrainer(
         model=model,

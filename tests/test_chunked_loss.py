@@ -13,6 +13,7 @@ VOCABULARY, WIDTH = 23, 6
 def way(request, monkeypatch) -> str:
     """In tiles, as on a CPU, and in whole chunks, as on an accelerator."""
     monkeypatch.setattr(tiled_loss, "COLUMNS", 7)
+    monkeypatch.setattr(tiled_loss, "COLUMNS_WITHOUT_GRADIENTS", 7)
     if request.param == "chunks":
         monkeypatch.setattr(chunked_loss, "TILED_ON", ())
     return request.param

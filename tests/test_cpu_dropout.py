@@ -10,6 +10,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from utils import cpu_dropout
 
+LEAST = cpu_dropout.LEAST
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_too(monkeypatch):
+    monkeypatch.setattr(cpu_dropout, "LEAST", 1)
+
+
 SIZES = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -66,16 +74,38 @@ def test_evaluation_drops_nothing():
     assert not cpu_dropout.FewBitsDropout(1.0)(values).any()
 
 
-@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+def test_small_tensors_have_torchs_draws(monkeypatch):
+    """Bit for bit: transformers' numbers at a seed, where its draws take no time."""
+    monkeypatch.setattr(cpu_dropout, "LEAST", LEAST)
+    values, module = torch.randn(2, 8, 64, 16), nn.Module()
+    for call, stock in (
+        (lambda: cpu_dropout.FewBitsDropout(0.3)(values), lambda: nn.Dropout(0.3)(values)),
+        (
+            lambda: cpu_dropout.attention(module, values, values, values, None, dropout=0.3)[0],
+            lambda: sdpa_attention_forward(module, values, values, values, None, dropout=0.3)[0],
+        ),
+    ):
+        torch.manual_seed(1)
+        ours = call()
+        torch.manual_seed(1)
+        assert torch.equal(ours, stock())
+    large = torch.ones(LEAST)
+    torch.manual_seed(1)
+    ours = cpu_dropout.FewBitsDropout(0.3)(large)
+    torch.manual_seed(1)
+    assert not torch.equal(ours, nn.Dropout(0.3)(large))
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "causal"])
 def test_attention_is_sdpas_with_the_weights_that_are_kept(mask):
     """Without dropout (of a probability too small to be drawn) losses and gradients are SDPA's to 1e-6."""
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(2, 3, 7, 4, generator=generator).requires_grad_() for _ in range(3)]
     sees = torch.rand(2, 1, 7, 7, generator=generator) < 0.7
     sees |= torch.eye(7, dtype=torch.bool)
-    given = {"none": None, "bool": sees, "float": torch.where(sees, 0.0, torch.finfo(torch.float32).min)}[mask]
+    given = {"bool": sees, "float": torch.where(sees, 0.0, torch.finfo(torch.float32).min)}.get(mask)
     module = nn.Module()
-    module.is_causal = False
+    module.is_causal = mask == "causal"
     ours, _ = cpu_dropout.attention(module, *parts, given, dropout=1e-9, scaling=0.3)
     stock, _ = sdpa_attention_forward(module, *parts, given, dropout=0.0, scaling=0.3)
     torch.testing.assert_close(ours, stock, rtol=1e-5, atol=1e-6)

@@ -1,13 +1,15 @@
 """Dropout on a CPU from sixteen random bits an element.
 
-torch's CPU generator is one thread's: it makes a number of 64 bits for each element, which for the attention weights of
-RoBERTa takes a tenth of a training step. A quarter of that number does. The law is dropout's, the draws are others than
-stock transformers', so this is for objectives that draw their samples anew anyhow (MLM, PLM): run_clm.py keeps torch's.
+torch's CPU generator makes a number of 64 bits for each element, on one thread, which for the attention weights of a model
+of real size takes a tenth of a training step. A quarter of that number does, from a quicker generator. The law is
+dropout's, the draws are others than stock transformers'; small tensors, whose draws take no time, have torch's.
 What is remembered for backward is a byte an element in place of four.
 """
 
+import functools
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -15,7 +17,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from utils import causal_attention
+
 LEVELS = 2**16
+LEAST = 2**18  # elements of a tensor that is not left to torch
 ATTENTION = "sdpa_cpu_dropout"  # the name by which transformers calls `attention`
 
 
@@ -39,18 +44,19 @@ def draw_few_bits(model: nn.Module, device_type: str) -> int:
 
 class FewBitsDropout(nn.Dropout):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        if not self.training or not 0 < self.p < 1 or values.device.type != "cpu" or torch.compiler.is_compiling():
+        few_bits = self.training and 0 < self.p < 1 and values.device.type == "cpu" and values.numel() >= LEAST
+        if not few_bits or torch.compiler.is_compiling():
             return functional.dropout(values, self.p, self.training)
         kept, scale = draw(values.shape, self.p)
         return Keep.apply(values, kept) * scale
 
 
 def draw(shape: torch.Size, probability: float) -> tuple[torch.Tensor, float]:
-    """(what is kept, bool of this shape; what that is multiplied with), by torch's generator of the CPU."""
+    """(what is kept, bool of this shape; what that is multiplied with). torch's generator of the CPU gives the seed."""
     count = math.prod(shape)
     dropped = round(probability * LEVELS)
-    bits = torch.empty(math.ceil(count / 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    kept = bits[:count] >= dropped - LEVELS // 2
+    bits = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw(math.ceil(count / 4)).view(np.int16)
+    kept = torch.from_numpy(bits)[:count] >= dropped - LEVELS // 2
     return kept.view(shape), LEVELS / (LEVELS - dropped)
 
 
@@ -85,8 +91,10 @@ def attention(
     Returns (batch, L, heads, size).
     """
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    few_bits = 0 < dropout < 1 and query.device.type == "cpu" and query.dtype == torch.float32 and not causal
-    if not few_bits or key.shape[1] != query.shape[1] or torch.compiler.is_compiling():
+    few_bits = 0 < dropout < 1 and query.device.type == "cpu" and query.dtype == torch.float32
+    large = math.prod(query.shape[:3]) * key.shape[2] >= LEAST
+    alike = key.shape[1] == query.shape[1] and (key.shape[2] == query.shape[2] or not causal)
+    if not few_bits or not large or not alike or torch.compiler.is_compiling():
         return sdpa_attention_forward(
             module,
             query,
@@ -98,7 +106,11 @@ def attention(
             is_causal=is_causal,
             **named,
         )
-    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if causal:
+        attended = causal_attention.attend(query, key, value, scaling, functools.partial(draw, probability=dropout))
+        return attended.transpose(1, 2).contiguous(), None
+    scores = (query * scaling) @ key.transpose(2, 3)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:

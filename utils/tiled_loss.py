@@ -8,7 +8,9 @@ This module knows torch only.
 
 import torch
 
-COLUMNS = 4096  # of a tile: with 1,024 rows in float32 16 MiB of logits
+# Of a tile: with 1,024 rows in float32 8 and 3 MiB of logits. Gradients are products of tiles too, and like them wider.
+COLUMNS = 2048
+COLUMNS_WITHOUT_GRADIENTS = 768
 
 
 def loss_and_gradients(
@@ -30,7 +32,7 @@ def loss_and_gradients(
     take e as it is: 1 / s belongs to a row, so the small sides of the products are scaled, and the targets are subtracted
     from the results.
     """
-    tiles = _tiles(len(weight))
+    tiles = _tiles(len(weight), COLUMNS)
     to_rows, to_weight, to_bias = wanted
     d_rows = torch.zeros_like(rows) if to_rows else None
     d_weight = torch.empty_like(weight) if to_weight else None
@@ -88,8 +90,8 @@ def correct_and_losses(
 
     Arguments as in loss_and_gradients. No more than one tile of logits is in memory.
     """
-    tiles = _tiles(len(weight))
-    memory = rows.new_empty(min(chunk, len(rows)) * min(COLUMNS, len(weight)))
+    tiles = _tiles(len(weight), COLUMNS_WITHOUT_GRADIENTS)
+    memory = rows.new_empty(min(chunk, len(rows)) * tiles[0][1])
     correct, losses = [], []
     for some, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
         most = total = place = None
@@ -110,8 +112,8 @@ def correct_and_losses(
     return torch.cat(correct), torch.cat(losses)
 
 
-def _tiles(vocabulary: int) -> list[tuple[int, int]]:
-    return [(start, min(start + COLUMNS, vocabulary)) for start in range(0, vocabulary, COLUMNS)]
+def _tiles(vocabulary: int, columns: int) -> list[tuple[int, int]]:
+    return [(start, min(start + columns, vocabulary)) for start in range(0, vocabulary, columns)]
 
 
 def _product(rows, weight, bias, start: int, stop: int, out: torch.Tensor) -> None:
