@@ -175,7 +175,7 @@ def main(words: list[str] | None = None) -> None:
     print(f"other steps take        {result['beside_seconds']:8.3f} s more in all, beside the writing")
     print(f"on disk after           {result['on_disk_seconds']:8.3f} s")
     last = {name: losses[-1] for name, losses in result["losses"].items()}
-    print("last losses            ", ", ".join(f"{name} {loss:.6f}" for name, loss in last.items()))
+    print("losses, added up       ", ", ".join(f"{name} {loss:.6f}" for name, loss in last.items()))
     if options.output:
         Path(options.output).write_text(json.dumps(result, indent=2), encoding="utf-8")
 
