@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
 import statistics
 import sys
 import time
@@ -22,10 +21,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import TrainerCallback
 
-from benchmarks import baselines, trainers
+from benchmarks import baselines, machine, trainers
 from benchmarks.turns import Side, SideFailed, in_turns
 from utils import device, flops, host_memory
 
@@ -210,10 +208,7 @@ def conclude(found: dict[str, dict], options: argparse.Namespace, folder: Path =
     ratios = ratios_to_ours(found)
     row, on = row_name(options), torch.device(options.device)
     shown = table(found, ratios, options.batch * options.length)
-    made = (
-        f"{device.describe(on)}, {os.cpu_count()} cores, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, {datetime.date.today()}"
-    )
+    made = f"{machine.describe(on)}, {datetime.date.today()}"
     print(f"{row} on {made}\n\n{shown}\n")
     if options.output:
         content = {"row": row, "machine": made, "options": vars(options), "sides": found, "ratios": ratios}

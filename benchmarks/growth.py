@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import shlex
 import statistics
 import subprocess
@@ -23,9 +22,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-import transformers
 
-from benchmarks import growth_page, trainers
+from benchmarks import growth_page, machine, page_parts, trainers
 from benchmarks.compare import drive
 from benchmarks.turns import Side, in_turns
 from utils import device
@@ -129,27 +127,10 @@ def train(processes: int, combined: bool, folder: Path, options: argparse.Namesp
     return max(rates)
 
 
-def machine(on: torch.device) -> str:
-    """The device and the versions, without the machine's name: "AMD EPYC, 2 cores, float32, torch 2.13.0"."""
-    name = f"{processor()}, {os.cpu_count()} cores" if on.type == "cpu" else device.describe(on)
-    return f"{name}, torch {torch.__version__}, transformers {transformers.__version__}"
-
-
-def processor(listed: str = "/proc/cpuinfo") -> str:
-    """The CPU's model."""
-    try:
-        lines = Path(listed).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
 def begin(options: argparse.Namespace) -> dict:
     """What has been measured before with the same settings, by part; {"parts": {}} and who measures without any."""
     measured_by = {
-        "machine": machine(torch.device(options.device)),
+        "machine": machine.describe(torch.device(options.device)),
         "settings": {name: getattr(options, name) for name in ("device", "bf16", "steps", "rounds", "tiny")},
     }
     file = options.output / "growth.json"
@@ -173,7 +154,7 @@ def finish(found: dict, options: argparse.Namespace) -> None:
     if options.page is not None:
         pictures = os.path.relpath(plots, options.page.parent)
         text = options.page.read_text(encoding="utf-8")
-        options.page.write_text(growth_page.put(text, growth_page.page(found, pictures)), encoding="utf-8")
+        options.page.write_text(page_parts.put(text, "growth", growth_page.page(found, pictures)), encoding="utf-8")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -190,7 +171,7 @@ def main(words: list[str] | None = None) -> None:
     options = parser.parse_args(words)
     options.command = shlex.join(["python", "-m", "benchmarks.growth", *(sys.argv[1:] if words is None else words)])
     if options.page is not None:
-        growth_page.put(options.page.read_text(encoding="utf-8"), "")  # before minutes are spent
+        page_parts.put(options.page.read_text(encoding="utf-8"), "growth", "")  # before minutes are spent
     base, values = (TINY, TINY_SWEEPS) if options.tiny else (BASE, SWEEPS)
     found = begin(options)
     for name in options.sweeps:

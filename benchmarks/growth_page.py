@@ -4,7 +4,6 @@ import math
 import statistics
 from pathlib import Path
 
-BEGIN, END = "<!-- growth: begin (written by benchmarks.growth) -->", "<!-- growth: end -->"
 TITLES = {
     "n_layer": "Depth (layers)",
     "n_embd": "Width",
@@ -55,15 +54,6 @@ def page(found: dict, pictures: str | None = None) -> str:
         if pictures is not None:
             parts.append(f"![Step time and peak memory by {TITLES[name].lower()}]({pictures}/{file_name(name)})")
     return "\n\n".join(parts) + "\n"
-
-
-def put(text: str, content: str) -> str:
-    """`text` with `content` between the marks. Raises ValueError without them."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"no part for it: add the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{content.strip()}\n\n{END}{after}"
 
 
 def file_name(name: str) -> str:

@@ -20,9 +20,8 @@ import sys
 from pathlib import Path
 
 import torch
-import transformers
 
-from benchmarks import prediction, trainers, two_processes
+from benchmarks import machine, page_parts, prediction, trainers, two_processes
 from benchmarks.overlap import simulate
 from benchmarks.turns import in_turns
 from benchmarks.two_processes import MeasuredLink, Profile
@@ -140,18 +139,6 @@ def check_table(link: MeasuredLink, rows: list[dict]) -> str:
 
 
 # ---- what is told ----
-def write(page: Path, tables: dict[str, str]) -> None:
-    """Puts each table where the page has it, between `<!-- table NAME -->` and `<!-- end of NAME -->`."""
-    text = page.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        begin, end = f"<!-- table {name} -->", f"<!-- end of {name} -->"
-        before, *after = text.split(begin)
-        if len(after) != 1 or end not in after[0]:
-            raise ValueError(f"{page} has no place for the table {name}, from {begin} to {end}")
-        text = f"{before}{begin}\n{table}\n{end}{after[0].partition(end)[2]}"
-    page.write_text(text, encoding="utf-8")
-
-
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=2, help="of each process in the check")
@@ -171,7 +158,7 @@ def main(words: list[str] | None = None) -> None:
     *of_models, of_small = two_processes.measure_backward(recipes, prediction.MEGABYTES)
     profiles = dict(zip(prediction.MODELS, of_models, strict=True))
     link, rows = check(of_small, options)
-    made = f"{os.cpu_count()} cores, torch {torch.__version__}, transformers {transformers.__version__}"
+    made = machine.describe(torch.device("cpu"))
     made += f", {datetime.date.today()}; medians of {options.rounds} rounds of {options.steps} steps in turns"
     tables = {
         "prediction": prediction.prediction_table(profiles),
@@ -189,7 +176,10 @@ def main(words: list[str] | None = None) -> None:
     }
     (options.output / "scaling.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
     if options.write:
-        write(options.write, tables)
+        page = options.write.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            page = page_parts.put(page, name, table)
+        options.write.write_text(page, encoding="utf-8")
     print("\n\n".join(tables.values()))
 
 

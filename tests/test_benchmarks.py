@@ -12,7 +12,7 @@ import pytest
 import torch
 from commands import ROOT
 
-from benchmarks import async_save, baselines, compare, growth, growth_page, turns
+from benchmarks import async_save, baselines, compare, growth, growth_page, machine, page_parts, turns
 
 TINY = {
     "clm": "n_layer=1,n_embd=16,n_head=2,vocab_size=64",
@@ -42,7 +42,7 @@ def test_compare_trains_and_evaluates_both_sides_with_equal_losses(objective, tm
 
 def test_growth_sweeps_one_setting_draws_it_and_goes_on_where_it_stood(tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"# Growth\n{growth_page.BEGIN}\nold\n{growth_page.END}\nthe end\n")
+    page.write_text("# Growth\n<!-- part growth -->\nold\n<!-- end of growth -->\nthe end\n")
     words = ["--device", "cpu", "--tiny", "--rounds", "1", "--sweeps", "n_layer", "--output", str(tmp_path / "out")]
     growth.main([*words, "--plots", str(tmp_path / "images"), "--page", str(page)])
     found = json.loads((tmp_path / "out" / "growth.json").read_text())
@@ -94,18 +94,23 @@ def test_the_power_of_growth_is_found(power):
     assert f"the {power:.2f}th power, peak memory as the 1.00th" in shown and "| 4,096 |" in shown
 
 
-def test_a_page_without_a_part_for_the_figures_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no part for it"):
-        growth_page.put("# a page", "figures")
-    assert growth_page.BEGIN in (ROOT / "docs" / "performance.md").read_text()
+def test_a_part_of_a_page_is_replaced_and_must_be_there():
+    page = "before\n<!-- part a -->\nold\n<!-- end of a -->\nafter\n"
+    assert page_parts.put(page, "a", "new") == "before\n<!-- part a -->\n\nnew\n\n<!-- end of a -->\nafter\n"
+    assert page_parts.put(page_parts.put(page, "a", "new"), "a", "old") == page_parts.put(page, "a", "old")
+    with pytest.raises(ValueError, match="no part b: add"):
+        page_parts.put(page, "b", "new")
+    for name, parts in {"performance": ["growth"], "scaling": ["prediction", "ninety", "published", "check"]}.items():
+        page = (ROOT / "docs" / f"{name}.md").read_text()
+        assert all("figures" in page_parts.put(page, part, "figures") for part in parts)
 
 
 def test_the_machine_is_told_without_its_name(tmp_path):
     listed = tmp_path / "cpuinfo"
     listed.write_text("processor : 0\nmodel name\t: A Processor 9000\n")
-    assert growth.processor(str(listed)) == "A Processor 9000"
-    assert growth.processor(str(tmp_path / "none")) == os.uname().machine
-    assert os.uname().nodename not in growth.machine(torch.device("cpu")).split()
+    assert machine.processor(str(listed)) == "A Processor 9000"
+    assert machine.processor(str(tmp_path / "none")) == os.uname().machine
+    assert os.uname().nodename not in machine.describe(torch.device("cpu")).split()
 
 
 # ---- a side that fails ----

@@ -145,12 +145,3 @@ def test_the_benchmark_measures_predicts_and_writes_its_page(tmp_path, capsys):
         assert ready == sorted(ready) and 0 < ready[-1] <= 1
         sizes = {sum(bucket["size"] for bucket in buckets) for buckets in profile["buckets"].values()}
         assert max(sizes) - min(sizes) < 0.2 * max(sizes)  # what lies between parameters is in a bucket or not
-
-
-def test_a_page_without_a_place_for_a_table_is_an_error(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("<!-- table a -->\nold\n<!-- end of a -->\nrest\n")
-    scaling.write(page, {"a": "| new |"})
-    assert page.read_text() == "<!-- table a -->\n| new |\n<!-- end of a -->\nrest\n"
-    with pytest.raises(ValueError, match="no place for the table b"):
-        scaling.write(page, {"b": "| new |"})
