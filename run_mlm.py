@@ -29,7 +29,7 @@ def main() -> None:
         tokenization,
         training,
     )
-    from utils.objectives import drawing, masked, rows
+    from utils.objectives import dynamic_masking, masked, predicted_rows
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -54,7 +54,7 @@ def main() -> None:
 
     # What is hidden: drawn anew in each epoch, for each sample by itself.
     law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
-    samples = {split: drawing.draw(samples[split], law, args.seed) for split in samples}
+    samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
     output_folder.begin_for_all(args, "run_mlm.py", wanted)
 
     # Model and trainer. The head predicts what is hidden, and nothing else.
@@ -75,8 +75,8 @@ def main() -> None:
         data_collator=masked.MaskedCollator(
             law, tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, full_head, varlen
         ),
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
         head_gives_sums=in_chunks,
     )
 

@@ -28,7 +28,7 @@ def main() -> None:
         tokenization,
         training,
     )
-    from utils.objectives import drawing, permutation, relative_attention, rows
+    from utils.objectives import dynamic_masking, permutation, predicted_rows, relative_attention
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -55,7 +55,7 @@ def main() -> None:
     law = permutation.permutation_law(
         tokenizer, data_args.plm_probability, data_args.max_span_length, data_args.full_head
     )
-    samples = {split: drawing.draw(samples[split], law, args.seed) for split in samples}
+    samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
     output_folder.begin_for_all(args, "run_plm.py", wanted)
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
@@ -78,8 +78,8 @@ def main() -> None:
         data_collator=permutation.PermutationCollator(
             tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, data_args.full_head
         ),
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
         head_gives_sums=in_chunks,
     )
 

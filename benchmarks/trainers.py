@@ -159,29 +159,31 @@ def probe_batch(recipe: Recipe, tokenizer, ids: np.ndarray) -> dict[str, torch.T
 
 def samples_of(recipe: Recipe, tokenizer, ids: np.ndarray, full_head: bool = False) -> tuple:
     """(samples, their collator), as the scripts make them; no collator of its own for clm."""
-    from utils.objectives import drawing, masked, permutation
+    from utils.objectives import dynamic_masking, masked, permutation
 
     blocks = Blocks(ids)
     if recipe.objective == "mlm":
         law = masked.masking_law(tokenizer, 0.15)
-        return drawing.draw(blocks, law, 0), masked.MaskedCollator(law, tokenizer.pad_token_id, full_head=full_head)
+        return dynamic_masking.draw(blocks, law, 0), masked.MaskedCollator(
+            law, tokenizer.pad_token_id, full_head=full_head
+        )
     if recipe.objective == "plm":
         law = permutation.permutation_law(tokenizer, 1 / 6, 5, full_head)
         collate = permutation.PermutationCollator(tokenizer.pad_token_id, full_head=full_head)
-        return drawing.draw(blocks, law, 0), collate
+        return dynamic_masking.draw(blocks, law, 0), collate
     return blocks, None
 
 
 def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarray) -> tuple[Trainer, Callable]:
     """What run_clm.py, run_mlm.py and run_plm.py do between their blocks and training."""
     from utils import chunked_head, cpu_dropout, host_memory, native_activations
-    from utils.objectives import causal, masked, relative_attention, rows
+    from utils.objectives import causal, masked, predicted_rows, relative_attention
     from utils.trainer import LanguageModelingTrainer
 
     host_memory.keep_freed_memory("cpu" if recipe.on_cpu else "")
     native_activations.use_native_activations(model)
     samples, collate = samples_of(recipe, tokenizer, ids)
-    parts = {"loss_sum": rows.loss_sum, "token_sums": rows.token_sums}
+    parts = {"loss_sum": predicted_rows.loss_sum, "token_sums": predicted_rows.token_sums}
     if recipe.objective == "clm":
         causal.expect_whole_blocks()
         collate, parts = causal.collate, {"token_sums": causal.token_sums}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from utils.objectives import drawing, permutation, relative_attention, rows
+from utils.objectives import dynamic_masking, permutation, predicted_rows, relative_attention
 from utils.packing import Blocks
 
 VOCABULARY = 100
@@ -43,11 +43,11 @@ def law(plm_probability=1 / 6, max_span_length=5, full_head=False, special=SPECI
     return permutation.PermutationLaw(plm_probability, max_span_length, MASK, is_functional, full_head)
 
 
-def dataset(samples=None, seed: int = 1, **options) -> drawing.DrawnSamples:
-    return drawing.DrawnSamples(text() if samples is None else samples, law(**options), seed)
+def dataset(samples=None, seed: int = 1, **options) -> dynamic_masking.DrawnSamples:
+    return dynamic_masking.DrawnSamples(text() if samples is None else samples, law(**options), seed)
 
 
-def batch(samples: drawing.DrawnSamples, count: int = 4, **options) -> dict[str, torch.Tensor]:
+def batch(samples: dynamic_masking.DrawnSamples, count: int = 4, **options) -> dict[str, torch.Tensor]:
     collate = permutation.PermutationCollator(PAD, full_head=samples.law.full_head, **options)
     return collate([samples[index] for index in range(count)])
 
@@ -55,7 +55,7 @@ def batch(samples: drawing.DrawnSamples, count: int = 4, **options) -> dict[str,
 def mean_loss(model: XLNetLMHeadModel, inputs: dict) -> torch.Tensor:
     inputs = dict(inputs)
     labels = inputs.pop("labels")
-    return rows.loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
+    return predicted_rows.loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
 
 
 def gradients(model: XLNetLMHeadModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:

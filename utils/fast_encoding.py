@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute
 import tokenizers
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import info_once
 
-from utils import byte_level_bpe, pieces
+from utils import byte_level_bpe, cached_words
 from utils.joined_words import joined_words
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,10 @@ def choose(
     """
     plain = Plain(tokenizer, max_length)
     if description is None:
-        logger.info("%s is encoded by itself: it is not one of the tokenizers library", _name(tokenizer))
+        info_once(logger, "%s encodes by itself: it is not one of the tokenizers library", _name(tokenizer))
         return plain
     if getattr(tokenizer, "split_special_tokens", False):
-        logger.info("%s is encoded by itself: it splits special tokens", _name(tokenizer))
+        info_once(logger, "%s encodes by itself: it splits special tokens", _name(tokenizer))
         return plain
     samples = [*SAMPLES, *(document[:SAMPLE_LENGTH] for document in first_documents)]
     documents = pa.array(samples, pa.string())
@@ -65,28 +66,28 @@ def choose(
     backend = tokenizer.backend_tokenizer  # the call above has left it without truncation and padding
     frame = find_frame(tokenizer, backend)
     if frame is None:
-        logger.info("%s is encoded by itself: what it adds to a document is not the same for all", _name(tokenizer))
+        info_once(logger, "%s encodes by itself: what it adds to a document is not the same for all", _name(tokenizer))
         return plain
     content, how = _content(backend, description)
     encoder = Framed(content, *frame, max_length, tokenizer.truncation_side)
     found = encoder(documents)
     if not (np.array_equal(found.ids, expected.ids) and np.array_equal(found.counts, expected.counts)):
-        logger.warning("%s is encoded by itself: %s has other ids on a sample", _name(tokenizer), how)
+        logger.warning("%s encodes by itself: %s has other ids on a sample", _name(tokenizer), how)
         return plain
-    logger.info("%s is encoded %s", _name(tokenizer), how)
+    info_once(logger, "%s encodes %s", _name(tokenizer), how)
     return encoder
 
 
 def _content(backend: tokenizers.Tokenizer, description: dict) -> tuple[Content, str]:
     """(what encodes documents without what the tokenizer adds to each, in words)."""
-    reason = pieces.why_not(description)
+    reason = cached_words.why_not(description)
     if reason is not None:
-        return DocumentEncoder(backend), f"by documents, not by pieces: {reason}"
+        return DocumentEncoder(backend), f"document by document, not word by word: {reason}"
     try:
-        return WordEncoder(TiktokenOrOwn(backend, description), description), "by pieces, through tiktoken"
+        return WordEncoder(TiktokenOrOwn(backend, description), description), "word by word, through tiktoken"
     except byte_level_bpe.Unlike as error:
         encode = joined_words(backend, description, OwnEncoder(backend))
-        return WordEncoder(encode, description), f"by pieces, through its own library: {error}"
+        return WordEncoder(encode, description), f"word by word, through its own library: {error}"
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -130,7 +131,7 @@ class TiktokenOrOwn:
             if len(rows):
                 found, counts[rows] = encode([texts[row] for row in rows])
                 ids.append(found)
-        return pieces.reorder(np.concatenate(ids), counts, order), counts
+        return cached_words.reorder(np.concatenate(ids), counts, order), counts
 
 
 def _flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +143,8 @@ def _flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 class WordEncoder:
     """Documents in pieces. One that holds an added token is not cut: that may take spaces beside it."""
 
-    def __init__(self, encode: pieces.Encode, description: dict):
-        self.encode = pieces.PieceEncoder(encode, pieces.inner_cuts(description))
+    def __init__(self, encode: cached_words.Encode, description: dict):
+        self.encode = cached_words.PieceEncoder(encode, cached_words.inner_cuts(description))
         contents = {token["content"] for token in description["added_tokens"]}
         self.pattern = "|".join(_quoted(content) for content in sorted(contents) if content)
 
@@ -216,7 +217,7 @@ class Framed:
             kept = np.minimum(counts, self.max_length - len(self.prefix) - len(self.suffix))
             first = np.cumsum(counts) - (kept if self.truncation_side == "left" else counts)
             cut_off = int(counts.sum() - kept.sum())
-            ids, counts = (pieces.gather(ids, first, kept) if cut_off else ids), kept
+            ids, counts = (cached_words.gather(ids, first, kept) if cut_off else ids), kept
         return Encoded(*frame(ids, counts, self.prefix, self.suffix), cut_off)
 
 

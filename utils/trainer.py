@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from utils import compilation, device, elastic, gradient_compression, loading, stream_position
+from utils import compilation, data_loading, device, elastic, gradient_compression, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError, one_line
 from utils.objective_trainer import ObjectiveTrainer
-from utils.sampling import EpochBegins, LengthGroups
+from utils.sample_order import EpochBegins, LengthGroups
 from utils.watched_trainer import WatchedTrainer
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
-        loading.settle(self.args, self.train_dataset)
+        data_loading.settle(self.args, self.train_dataset)
         self.add_callback(EpochBegins())
         if self.args.elastic:
             self.add_callback(elastic.MicroBatchSeeds())
