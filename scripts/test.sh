@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 python=$(scripts/make_venv.sh requirements-test.txt)
 "$python" -m ruff check .
 "$python" -m mypy
-exec "$python" -m pytest -n 2 "$@"
+exec "$python" -m pytest -n 2 --dist worksteal "$@"

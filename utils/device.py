@@ -235,7 +235,7 @@ def seconds_between(start, end) -> float:
 def peak_flops(on: torch.device, dtype: torch.dtype) -> tuple[float, bool]:
     """(FLOP/s of matrix products in `dtype` at most, whether that was measured), for one device.
 
-    From device_peaks, or for a CPU and for what is not listed there measured in about 0.1 s, once.
+    From device_peaks, or for a CPU and for what is not listed there measured in less than a second, once.
     """
     stated = device_peaks.stated_tflops(describe(on), _unit(on, dtype))
     return (stated * 1e12, False) if stated is not None else (_measure_flops(on, dtype), True)
@@ -253,12 +253,12 @@ def _measure_flops(on: torch.device, dtype: torch.dtype) -> float:
     best, size, seconds = 0.0, 256, 0.0
     while seconds < 0.01 and size <= 8192:  # float32 products of 256 take less on any machine
         matrix = torch.ones(size, size, dtype=dtype, device=on)
-        seconds = _least_seconds(matrix, 4)
-        for pause in (0.02, 0.1, 0.3):
+        seconds = _least_seconds(matrix, 2)
+        for pause in (0.02, 0.1, 0.2):
             if seconds < 0.01 or dtype != torch.float32:
                 break
             time.sleep(pause)  # the cores may have been busy just then
-            seconds = min(seconds, _least_seconds(matrix, 4))
+            seconds = min(seconds, _least_seconds(matrix, 2))
         best = max(best, 2 * size**3 / seconds)
         size *= 2
     return best
