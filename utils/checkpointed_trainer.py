@@ -156,7 +156,7 @@ class CheckpointedTrainer(Trainer):
 
     def _give_up(self, save: Save) -> None:
         """A checkpoint that cannot be written costs neither the run nor the checkpoints before."""
-        if self.state.best_model_checkpoint == str(save.final):
+        if self.state.best_model_checkpoint in (str(save.final), str(save.folder)):
             self.state.best_model_checkpoint = save.best_before
         if not self.args.should_save:
             return

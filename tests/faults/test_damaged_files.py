@@ -190,7 +190,7 @@ def test_a_best_model_that_cannot_be_saved_is_not_the_best(in_background, tmp_pa
     """Its file is a link to /dev/full, where the kernel says that no space is left: the best before is loaded at the end."""
     output_folder.begin(str(tmp_path), SCRIPT, ARGUMENTS, overwrite=False)
     options = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "async_save": in_background}
-    trainer = resume.trainer_in(tmp_path, max_steps=2, eval_steps=1, **options)
+    trainer = resume.trainer_in(tmp_path, max_steps=2, eval_steps=1, lr_scheduler_type="constant", **options)
     trainer.train()
     staged = checkpoint.staged_folder(tmp_path, 3)
     staged.mkdir(parents=True)
@@ -198,7 +198,7 @@ def test_a_best_model_that_cannot_be_saved_is_not_the_best(in_background, tmp_pa
     trainer.args.max_steps = 3
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert losses[2] == min(losses) and trainer.state.global_step == 3, "the case is not the one that is meant"
+    assert losses[2] < min(losses[:2]) and trainer.state.global_step == 3, "the case is not the one that is meant"
     assert not (tmp_path / "checkpoint-3").exists()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     kept = resume.state_of(tmp_path / "checkpoint-2")
