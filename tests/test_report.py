@@ -12,7 +12,7 @@ import torch
 import vl_convert
 from commands import TINY_GPT2, run_script
 
-from utils import curves, environment, figures, past_run, report, report_page, vega
+from utils import curves, environment, past_run, report, report_page, result_labels, vega
 from utils.errors import UsageError
 
 in_a_browser = pytest.mark.skipif(
@@ -215,11 +215,16 @@ def test_the_command_compares(folder, tmp_path) -> None:
     ("seconds", "written"), [(0.25, "0.25 s"), (59.9, "59.9 s"), (61, "1 min 1 s"), (3600, "1 h 0 min"), (2e5, "2 d 7 h")]
 )  # fmt: skip
 def test_durations(seconds, written) -> None:
-    assert figures.duration(seconds) == written
+    assert result_labels.duration(seconds) == written
 
 
 def test_sizes() -> None:
-    assert [figures.size(n) for n in (12, 2048, 3 * 2**20, 1536 * 2**20)] == ["12 B", "2 KiB", "3 MiB", "1.50 GiB"]
+    assert [result_labels.size(n) for n in (12, 2048, 3 * 2**20, 1536 * 2**20)] == [
+        "12 B",
+        "2 KiB",
+        "3 MiB",
+        "1.50 GiB",
+    ]
 
 
 def test_the_command_hides_tokens() -> None:

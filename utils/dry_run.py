@@ -8,7 +8,7 @@ import time
 import torch
 from transformers import TrainerCallback
 
-from utils import device, figures
+from utils import device, result_labels
 from utils.errors import UsageError, one_line
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def plan(trainer, text: dict, checkpoint: str | None = None) -> list[tuple[str, 
         parts = f"{args.per_device_train_batch_size} a device × {args.world_size} × {args.gradient_accumulation_steps}"
         lines.append(("batch", f"{batch} samples ({parts} accumulated)"))
         lines.append(("memory of the weights", memory_in_words(count, args.precision, args.use_combine_grad)))
-        lines.append(("a checkpoint", f"about {figures.size(12 * count)} on disk with Adam's state"))
+        lines.append(("a checkpoint", f"about {result_labels.size(12 * count)} on disk with Adam's state"))
     return lines
 
 
@@ -98,7 +98,7 @@ def memory_in_words(count: int, precision, combined: bool) -> str:
     gradients = (2 if half and not (combined or masters) else 4) * count
     moments = (2 if half and not masters else 4) * 2 * count
     total = weights + masters + gradients + moments
-    return f"about {figures.size(total)} with gradients and Adam's moments; activations come on top"
+    return f"about {result_labels.size(total)} with gradients and Adam's moments; activations come on top"
 
 
 class Stopwatch(TrainerCallback):
@@ -154,7 +154,13 @@ def rehearsed(trainer) -> list[tuple[str, str]]:
     epochs = "" if args.max_steps > 0 else f", {args.num_train_epochs:g} epochs"
     return [
         ("steps", f"{steps:,}{epochs}"),
-        ("peak memory", f"{figures.size(memory['peak'])} of {figures.size(memory['total'])}, in {timed + 1} steps"),
-        ("a step", f"{figures.duration(a_step)}, the median of {timed} that were timed"),
-        ("training time", f"about {figures.duration(a_step * steps)}, an estimate; evaluation and saving come on top"),
+        (
+            "peak memory",
+            f"{result_labels.size(memory['peak'])} of {result_labels.size(memory['total'])}, in {timed + 1} steps",
+        ),
+        ("a step", f"{result_labels.duration(a_step)}, the median of {timed} that were timed"),
+        (
+            "training time",
+            f"about {result_labels.duration(a_step * steps)}, an estimate; evaluation and saving come on top",
+        ),
     ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from utils import figures
+from utils import result_labels
 
 UNKNOWN = "More information needed"
 # What to try the model with, by the hub's name of the task.
@@ -51,7 +51,7 @@ def sections(results: dict, facts: dict) -> dict[str, str]:
         )
         if key in results
     ]
-    measured = [f"- {label}: {value}" for label, value in figures.written(results, SPEED)]
+    measured = [f"- {label}: {value}" for label, value in result_labels.written(results, SPEED)]
     data = f"Trained on {facts['text'] or 'text that is not named'}"
     return {
         "## Model description": (

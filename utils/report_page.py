@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from utils import curves, figures, published, vega
+from utils import curves, published, result_labels, vega
 from utils.past_run import Run, text_source
 
 PAGES = Path(__file__).parent / "pages"
@@ -18,9 +18,12 @@ def of_run(run: Run) -> str:
     pictures = curves.pictures(run.log)
     state = "" if run.is_finished or not run.arguments else " · not finished"
     about = [run.script, record.get("finished"), *(record.get("environment", {}).get(k) for k in ("device",))]
-    data = [("Source", text_source(run.arguments))] + figures.written(results, figures.DATA)
+    data = [("Source", text_source(run.arguments))] + result_labels.written(results, result_labels.DATA)
     tables: list[tuple[str, list[tuple[str, Any]]]] = [
-        ("Results", [p for p in figures.written(results) if p not in figures.written(results, figures.DATA)]),
+        (
+            "Results",
+            [p for p in result_labels.written(results) if p not in result_labels.written(results, result_labels.DATA)],
+        ),
         ("Text", data),
         ("Model", list(record.get("model", {}).items())),
         ("Environment", list(record.get("environment", {}).items())),
@@ -30,19 +33,21 @@ def of_run(run: Run) -> str:
         pictures,
         title=title(run),
         subtitle=" · ".join(str(part) for part in about if part) + state,
-        tiles=figures.written(results, figures.TILES),
+        tiles=result_labels.written(results, result_labels.TILES),
         samples=record.get("samples", []),
         sample_split=record.get("sample_split", "validation"),
         row=record.get("row"),
         row_headings=published.HEADINGS,
         published_rows=published.rows_of(run.arguments.get("model_name_or_path")),
         tables=[
-            (heading, [(n, figures.plain(v)) for n, v in pairs if v is not None]) for heading, pairs in tables if pairs
+            (heading, [(n, result_labels.plain(v)) for n, v in pairs if v is not None])
+            for heading, pairs in tables
+            if pairs
         ],
         command=record.get("command"),
         folder=record.get("folder"),
         yaml=record.get("yaml"),
-        arguments=[(name, figures.plain(value)) for name, value in sorted(run.arguments.items())],
+        arguments=[(name, result_labels.plain(value)) for name, value in sorted(run.arguments.items())],
         footer=f"Output folder: {run.name}",
     )
 
@@ -51,18 +56,18 @@ def of_comparison(runs: list[Run]) -> str:
     """The page of several runs side by side, as HTML."""
     names = distinct_names(runs)
     rows = []
-    for figure in figures.FIGURES:
+    for figure in result_labels.FIGURES:
         values = [run.results.get(figure.key) for run in runs]
         if any(isinstance(value, int | float) for value in values):
             cells = [figure.write(value) if isinstance(value, int | float) else "–" for value in values]
             rows.append((figure.label, cells, _best(values, figure.better)))
     differing = [
-        (name, [figures.plain(value) for value in values], ())
+        (name, [result_labels.plain(value) for value in values], ())
         for name, values in differences([run.arguments for run in runs])
         if name != "output_dir"
     ]
     surroundings = [
-        (name, [figures.plain(value) for value in values], ())
+        (name, [result_labels.plain(value) for value in values], ())
         for name, values in differences([run.record.get("environment", {}) for run in runs])
     ]
     tables: list[tuple[str, list, str]] = [
