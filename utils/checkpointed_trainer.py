@@ -27,9 +27,9 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl
 
 from utils import checkpoint, elastic, output_folder
+from utils.checkpoint_safety import check_state, reading
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
-from utils.plain_data import check_state, reading
 
 logger = logging.getLogger(__name__)
 
