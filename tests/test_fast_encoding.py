@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from utils import fast_encoding, joined_words, pieces, tokenizer_training
+from utils import cached_words, fast_encoding, joined_words, tokenizer_training
 from utils.byte_level_bpe import ByteLevelBPE, Unlike, byte_characters
 from utils.fast_encoding import DocumentEncoder, Framed, OwnEncoder, Plain, TiktokenOrOwn, WordEncoder
 from utils.tokenization import describe
@@ -327,7 +327,7 @@ def test_a_tokenizer_whose_call_does_something_else_is_called(tokenizers_here, c
 
 
 def test_pieces_go_on_when_the_table_is_full(monkeypatch, tokenizers_here):
-    monkeypatch.setattr(pieces, "TABLE_PIECES", 3)
+    monkeypatch.setattr(cached_words, "TABLE_PIECES", 3)
     for name in ("trained gpt2", "trained bert"):
         encoder = choose(tokenizers_here[name])
         for _ in range(3):

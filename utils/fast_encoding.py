@@ -12,7 +12,7 @@ import pyarrow.compute
 import tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from utils import byte_level_bpe, pieces
+from utils import byte_level_bpe, cached_words
 from utils.joined_words import joined_words
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def choose(
 
 def _content(backend: tokenizers.Tokenizer, description: dict) -> tuple[Content, str]:
     """(what encodes documents without what the tokenizer adds to each, in words)."""
-    reason = pieces.why_not(description)
+    reason = cached_words.why_not(description)
     if reason is not None:
         return DocumentEncoder(backend), f"by documents, not by pieces: {reason}"
     try:
@@ -130,7 +130,7 @@ class TiktokenOrOwn:
             if len(rows):
                 found, counts[rows] = encode([texts[row] for row in rows])
                 ids.append(found)
-        return pieces.reorder(np.concatenate(ids), counts, order), counts
+        return cached_words.reorder(np.concatenate(ids), counts, order), counts
 
 
 def _flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -142,8 +142,8 @@ def _flatten(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 class WordEncoder:
     """Documents in pieces. One that holds an added token is not cut: that may take spaces beside it."""
 
-    def __init__(self, encode: pieces.Encode, description: dict):
-        self.encode = pieces.PieceEncoder(encode, pieces.inner_cuts(description))
+    def __init__(self, encode: cached_words.Encode, description: dict):
+        self.encode = cached_words.PieceEncoder(encode, cached_words.inner_cuts(description))
         contents = {token["content"] for token in description["added_tokens"]}
         self.pattern = "|".join(_quoted(content) for content in sorted(contents) if content)
 
@@ -216,7 +216,7 @@ class Framed:
             kept = np.minimum(counts, self.max_length - len(self.prefix) - len(self.suffix))
             first = np.cumsum(counts) - (kept if self.truncation_side == "left" else counts)
             cut_off = int(counts.sum() - kept.sum())
-            ids, counts = (pieces.gather(ids, first, kept) if cut_off else ids), kept
+            ids, counts = (cached_words.gather(ids, first, kept) if cut_off else ids), kept
         return Encoded(*frame(ids, counts, self.prefix, self.suffix), cut_off)
 
 

@@ -9,8 +9,8 @@ import re
 import numpy as np
 import tokenizers
 
-from utils import pieces
-from utils.pieces import Encode
+from utils import cached_words
+from utils.cached_words import Encode
 
 WORDS = 256  # in a text
 WORDPIECE_WORD = re.compile(r" ?(?:[A-Za-z0-9]+|[!-/:-@\[-`{-~])")
@@ -64,7 +64,7 @@ class JoinedWords:
             ids, counts[others] = self.encode([texts[row] for row in others])
             parts.append(ids)
             order.append(others)
-        return pieces.reorder(np.concatenate(parts), counts, np.concatenate(order)), counts
+        return cached_words.reorder(np.concatenate(parts), counts, np.concatenate(order)), counts
 
     def _encode_all(self, texts: list[str]) -> list[tokenizers.Encoding]:
         return self.backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -89,7 +89,7 @@ def joined_words(backend: tokenizers.Tokenizer, description: dict, encode: Encod
         shows = False
     if not shows or any(character.isspace() for content in contents for character in content):
         return encode
-    if not all(map(_keeps_words, pieces.steps(description["normalizer"], "normalizers"))):
+    if not all(map(_keeps_words, cached_words.steps(description["normalizer"], "normalizers"))):
         return encode
     begins = np.zeros(max(vocabulary.values()) + 1, dtype=bool)
     for token, index in vocabulary.items():

@@ -20,7 +20,7 @@ from datasets.utils import tqdm
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from utils import fast_encoding, pieces, token_cache
+from utils import cached_words, fast_encoding, token_cache
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError
 from utils.token_cache import Tokens, Totals, Writer, cached
@@ -160,7 +160,7 @@ def _write_all(
             bar.update(documents)
 
         for chunk in chunks(text):
-            documents, bytes_read = len(chunk), int(pieces.buffers(chunk)[1][-1])
+            documents, bytes_read = len(chunk), int(cached_words.buffers(chunk)[1][-1])
             ends = None
             if max_length is not None or append is not None:
                 is_text = pa.compute.match_substring_regex(chunk, NOT_BLANK)
@@ -183,7 +183,7 @@ def chunks(text: Dataset, size: int = CHUNK_BYTES) -> Iterator[pa.StringArray]:
         for column in table.column("text").cast(pa.string()).chunks:
             if column.null_count:
                 column = column.fill_null("")
-            offsets = pieces.buffers(column)[1]
+            offsets = cached_words.buffers(column)[1]
             start = 0
             while start < len(column):
                 # As many documents as fit, one at least.
