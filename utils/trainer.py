@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from utils import compilation, device, elastic, gradient_compression, loading, stream_position
+from utils import compilation, data_loading, device, elastic, gradient_compression, stream_position
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -36,7 +36,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
         super().__init__(*arguments, **named)
-        loading.settle(self.args, self.train_dataset)
+        data_loading.settle(self.args, self.train_dataset)
         self.add_callback(EpochBegins())
         if self.args.elastic:
             self.add_callback(elastic.MicroBatchSeeds())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 from transformers import TrainingArguments
 
-from utils import apex_backend, compilation, loading
+from utils import apex_backend, compilation, data_loading
 from utils.agreement import meet_after_restart
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.durations import seconds_of
@@ -184,7 +184,7 @@ class LanguageModelingArguments(TrainingArguments):
             on = (None if self.use_cpu else device.accelerator()) or "cpu"
             meet_after_restart(self.ddp_backend or device.BACKENDS.get(on, "gloo"), self.ddp_timeout)
         compilation.settle(self)
-        loading.begin(self)
+        data_loading.begin(self)
         super().__post_init__()
         device.check_free(self.device)
         compilation.check(self)
