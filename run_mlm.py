@@ -29,7 +29,7 @@ def main() -> None:
         tokenization,
         training,
     )
-    from utils.objectives import drawing, masked, rows
+    from utils.objectives import drawing, masked, predicted_rows
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -75,8 +75,8 @@ def main() -> None:
         data_collator=masked.MaskedCollator(
             law, tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, full_head, varlen
         ),
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
         head_gives_sums=in_chunks,
     )
 

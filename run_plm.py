@@ -28,7 +28,7 @@ def main() -> None:
         tokenization,
         training,
     )
-    from utils.objectives import drawing, permutation, relative_attention, rows
+    from utils.objectives import drawing, permutation, predicted_rows, relative_attention
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -78,8 +78,8 @@ def main() -> None:
         data_collator=permutation.PermutationCollator(
             tokenizer.pad_token_id or 0, length if data_args.pads_to_length else None, data_args.full_head
         ),
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
         head_gives_sums=in_chunks,
     )
 

@@ -175,13 +175,13 @@ def samples_of(recipe: Recipe, tokenizer, ids: np.ndarray, full_head: bool = Fal
 def ours(recipe: Recipe, model, tokenizer, ids: np.ndarray, probe_ids: np.ndarray) -> tuple[Trainer, Callable]:
     """What run_clm.py, run_mlm.py and run_plm.py do between their blocks and training."""
     from utils import chunked_head, cpu_dropout, host_memory, native_activations
-    from utils.objectives import causal, masked, relative_attention, rows
+    from utils.objectives import causal, masked, predicted_rows, relative_attention
     from utils.trainer import LanguageModelingTrainer
 
     host_memory.keep_freed_memory("cpu" if recipe.on_cpu else "")
     native_activations.use_native_activations(model)
     samples, collate = samples_of(recipe, tokenizer, ids)
-    parts = {"loss_sum": rows.loss_sum, "token_sums": rows.token_sums}
+    parts = {"loss_sum": predicted_rows.loss_sum, "token_sums": predicted_rows.token_sums}
     if recipe.objective == "clm":
         causal.expect_whole_blocks()
         collate, parts = causal.collate, {"token_sums": causal.token_sums}

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
 from utils.arguments import LanguageModelingArguments
-from utils.objectives import masked, rows
+from utils.objectives import masked, predicted_rows
 from utils.trainer import LanguageModelingTrainer
 
 ACCUMULATE, STEPS = 3, 3
@@ -43,10 +43,10 @@ class UnequalLines:
         for number in range(count):
             few = number % 4 in (2, 3)
             ids = draw.integers(5, families.VOCABULARY, 4 if few else 28)
-            labels = np.where(draw.random(len(ids)) < (0.0 if few else 0.6), ids, rows.IGNORED)
+            labels = np.where(draw.random(len(ids)) < (0.0 if few else 0.6), ids, predicted_rows.IGNORED)
             if number % 4 == 2:
                 labels[1] = ids[1]
-            self.lines.append({"input_ids": np.where(labels == rows.IGNORED, ids, 4), "labels": labels})
+            self.lines.append({"input_ids": np.where(labels == predicted_rows.IGNORED, ids, 4), "labels": labels})
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -110,8 +110,8 @@ def train(options: dict, batch: int) -> dict:
         train_dataset=UnequalLines(4 * ACCUMULATE * STEPS),
         eval_dataset=UnequalLines(13),  # by two ranks and two samples a batch: three of the last four are made up
         data_collator=masked.MaskedCollator(LAW, 0),
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
         callbacks=[watch],
     )
     watch.trainer = trainer

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from utils import chunked_head, chunked_loss
-from utils.objectives import causal, rows
+from utils.objectives import causal, predicted_rows
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -87,8 +87,8 @@ def test_a_masked_model_has_the_loss_and_gradients_of_whole_logits(name):
     model = copy.deepcopy(stock)
     assert chunked_head.give_sums(model, label_smoothing=0.1)
     ids = torch.randint(5, families.VOCABULARY, (4, 32), generator=torch.Generator().manual_seed(0))
-    labels = torch.where(torch.arange(32) % 3 == 0, ids, rows.IGNORED)
-    expected = rows.loss_sum(stock(input_ids=ids).logits, labels, 0.1)
+    labels = torch.where(torch.arange(32) % 3 == 0, ids, predicted_rows.IGNORED)
+    expected = predicted_rows.loss_sum(stock(input_ids=ids).logits, labels, 0.1)
     loss = model(input_ids=ids, targets=labels).logits
     expected.backward()
     loss.backward()

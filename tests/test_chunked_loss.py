@@ -141,12 +141,12 @@ def test_under_autocast_products_are_half_and_gradients_float32():
 @pytest.mark.parametrize("chunk", [1, 4, 64, None])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_evaluation_is_that_of_whole_logits(chunk, bias):
-    from utils.objectives import rows
+    from utils.objectives import predicted_rows
 
     hidden, weight, offset, labels = example(torch.float32, bias)
     labels[0, 0] = functional.linear(hidden, weight, offset)[0, 0].argmax()
     found = chunked_loss.token_sums(hidden, weight, offset, labels, chunk)
-    expected = rows.token_sums(functional.linear(hidden, weight, offset), labels)
+    expected = predicted_rows.token_sums(functional.linear(hidden, weight, offset), labels)
     assert found.dtype == torch.float32 and found[0, 0] >= 1
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, modeling_flash_attention_utils
 
 from utils import document_packing
-from utils.objectives import causal, drawing, masked, permutation, relative_attention, rows
+from utils.objectives import causal, drawing, masked, permutation, predicted_rows, relative_attention
 
 LENGTH = 24
 LENGTHS = [9, 5, 7, 24, 11, 3, 13, 60, 2]
@@ -159,7 +159,7 @@ def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatc
     samples = [packed[index] for index in range(len(packed))]
     batch = masked.MaskedCollator(law, 1, pad_to=LENGTH, varlen=varlen)(samples)
     labels = batch.pop("labels")
-    together = rows.token_sums(model(**batch).logits, labels)
+    together = predicted_rows.token_sums(model(**batch).logits, labels)
     model.config._attn_implementation = "sdpa" if varlen else attention
     sums = torch.zeros(3)
     full = masked.MaskedCollator(law, 1, pad_to=LENGTH, full_head=True)
@@ -167,7 +167,7 @@ def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatc
         one = full([sample])
         for places in apart(one):
             logits = model(input_ids=one["input_ids"][:, places]).logits
-            sums = sums + rows.token_sums(logits, one["labels"][:, places])[0]
+            sums = sums + predicted_rows.token_sums(logits, one["labels"][:, places])[0]
     assert together[:, 1].sum() == sums[1] > 20
     compare(model, sums[2], together[:, 2].sum())
 
@@ -181,12 +181,12 @@ def test_permuted_documents_are_computed_as_if_alone():
     labels = batch.pop("labels")
     model = tiny_xlnet.xlnet()
     relative_attention.predict_only_targets(model)
-    together = rows.token_sums(model(**batch).logits, labels)
+    together = predicted_rows.token_sums(model(**batch).logits, labels)
     alone = tiny_xlnet.xlnet()
     sums = torch.zeros(3)
     for sample in samples:
-        targets = np.full(len(sample["input_ids"]), rows.IGNORED)
-        predicted = sample["labels"] != rows.IGNORED
+        targets = np.full(len(sample["input_ids"]), predicted_rows.IGNORED)
+        predicted = sample["labels"] != predicted_rows.IGNORED
         targets[sample["positions"][predicted]] = sample["labels"][predicted]
         for number in range(sample["documents"].max() + 1):
             places = np.flatnonzero(sample["documents"] == number)
@@ -197,7 +197,7 @@ def test_permuted_documents_are_computed_as_if_alone():
             }
             sees_something = (one["perm_mask"][0].sum(1) < len(places)).numpy()
             assert sees_something.all()
-            sums = sums + rows.token_sums(alone(**one).logits, torch.from_numpy(targets[places])[None])[0]
+            sums = sums + predicted_rows.token_sums(alone(**one).logits, torch.from_numpy(targets[places])[None])[0]
     assert together[:, 1].sum() == sums[1] > 20
     assert together[:, 2].sum().item() == pytest.approx(sums[2].item(), rel=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from utils.objectives import drawing, masked, rows
+from utils.objectives import drawing, masked, predicted_rows
 from utils.packing import Blocks, Lines
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -36,7 +36,7 @@ def batch(full_head: bool, samples=None, **options) -> dict[str, torch.Tensor]:
 def mean_loss(model, inputs: dict) -> torch.Tensor:
     inputs = dict(inputs)
     labels = inputs.pop("labels")
-    return rows.loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
+    return predicted_rows.loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
 
 
 # ---- the head ----
@@ -185,8 +185,8 @@ def train(folder, family: str, full_head: bool, dropout: float = 0.0, **options)
         train_dataset=drawing.DrawnSamples(text(96), law(), seed=1),
         eval_dataset=drawing.DrawnSamples(text(10, seed=5), law(), seed=1),
         data_collator=masked.MaskedCollator(law(), PAD, full_head=full_head),
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
     )
     trainer.train()
     return trainer
@@ -237,6 +237,6 @@ def test_evaluation_is_the_mean_over_all_targets(tmp_path):
     labels = inputs.pop("labels")
     with torch.no_grad():
         logits = trainer.model.eval()(**inputs).logits
-    expected = rows.token_sums(logits, labels).sum(0)
+    expected = predicted_rows.token_sums(logits, labels).sum(0)
     assert metrics["eval_loss"] == pytest.approx((expected[2] / expected[1]).item(), rel=1e-5)
     assert metrics["eval_accuracy"] == pytest.approx((expected[0] / expected[1]).item(), rel=1e-6)

@@ -19,7 +19,7 @@ from transformers import GPT2Config, HfArgumentParser, OpenAIGPTConfig, PreTrain
 from utils.data_arguments import SequenceDataArguments
 from utils.errors import UsageError
 from utils.objectives import causal, drawing, masked
-from utils.objectives.rows import token_sums
+from utils.objectives.predicted_rows import token_sums
 from utils.packing import choose_block_size, figures, lines, make_samples, pack, remainder
 from utils.token_cache import Tokens
 

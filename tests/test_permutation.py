@@ -22,7 +22,7 @@ from tiny_xlnet import (
 )
 from transformers import DataCollatorForPermutationLanguageModeling, Trainer, TrainingArguments
 
-from utils.objectives import drawing, permutation, rows
+from utils.objectives import drawing, permutation, predicted_rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -68,10 +68,10 @@ def test_token_sums_count_predicted_rows_of_each_sample():
         inputs = batch(dataset(full_head=full_head))
         labels = inputs.pop("labels")
         logits = xlnet(inputs)(**inputs).logits
-        sums.append(rows.token_sums(logits, labels))
+        sums.append(predicted_rows.token_sums(logits, labels))
         assert sums[-1].shape == (4, 3) and sums[-1].dtype == torch.float32
         assert sums[-1][:, 1].tolist() == (labels != -100).sum(1).tolist()
-        assert sums[-1][:, 2].sum().item() == pytest.approx(rows.loss_sum(logits, labels).item(), rel=1e-6)
+        assert sums[-1][:, 2].sum().item() == pytest.approx(predicted_rows.loss_sum(logits, labels).item(), rel=1e-6)
         correct = (logits.argmax(-1) == labels).sum(1)
         assert sums[-1][:, 0].tolist() == correct.tolist()
     assert torch.allclose(*sums, atol=1e-5)
@@ -113,12 +113,12 @@ def test_padding_of_shorter_samples_changes_nothing(full_head):
     model = xlnet(together)
     labels = together["labels"]
     logits = model(**{name: tensor for name, tensor in together.items() if name != "labels"}).logits
-    sums = rows.token_sums(logits, labels)
+    sums = predicted_rows.token_sums(logits, labels)
     for index in range(4):
         alone = permutation.PermutationCollator(PAD, full_head=full_head)([data[index]])
         assert "attention_mask" not in alone
         targets = alone.pop("labels")
-        expected = rows.token_sums(model(**alone).logits, targets)[0]
+        expected = predicted_rows.token_sums(model(**alone).logits, targets)[0]
         assert torch.allclose(sums[index], expected, atol=1e-4), index
     assert_same_training(
         together, {**together, "input_ids": together["input_ids"].masked_fill(together["attention_mask"] == 0, 50)}
@@ -348,7 +348,7 @@ def test_training_equals_transformers_on_the_same_batches(tmp_path, full_head, d
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     stock = train(Trainer, "stock", TrainingArguments, True)
-    sums = {"loss_sum": rows.loss_sum, "token_sums": rows.token_sums}
+    sums = {"loss_sum": predicted_rows.loss_sum, "token_sums": predicted_rows.token_sums}
     ours = train(LanguageModelingTrainer, "ours", LanguageModelingArguments, full_head, **sums)
     assert len(ours) == 20 and ours[-1] < ours[0]
     assert ours == pytest.approx(stock, rel=1e-4)

@@ -8,7 +8,7 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerState
 
-from utils.objectives import drawing, masked, rows
+from utils.objectives import drawing, masked, predicted_rows
 from utils.packing import Lines
 from utils.sampling import EpochBegins, LengthGroups
 from utils.trainer import LanguageModelingTrainer
@@ -48,8 +48,8 @@ def train(folder, checkpoint=None, **options):
         train_dataset=drawing.draw(lines(), LAW, 1),
         eval_dataset=drawing.draw(lines(), LAW, 1),
         data_collator=collate,
-        loss_sum=rows.loss_sum,
-        token_sums=rows.token_sums,
+        loss_sum=predicted_rows.loss_sum,
+        token_sums=predicted_rows.token_sums,
     )
     masked.predict_only_masked(trainer.model)
     trainer.train(resume_from_checkpoint=checkpoint)

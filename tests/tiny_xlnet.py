@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from utils.objectives import drawing, permutation, relative_attention, rows
+from utils.objectives import drawing, permutation, predicted_rows, relative_attention
 from utils.packing import Blocks
 
 VOCABULARY = 100
@@ -55,7 +55,7 @@ def batch(samples: drawing.DrawnSamples, count: int = 4, **options) -> dict[str,
 def mean_loss(model: XLNetLMHeadModel, inputs: dict) -> torch.Tensor:
     inputs = dict(inputs)
     labels = inputs.pop("labels")
-    return rows.loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
+    return predicted_rows.loss_sum(model(**inputs).logits, labels) / (labels != -100).sum()
 
 
 def gradients(model: XLNetLMHeadModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:

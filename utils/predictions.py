@@ -7,7 +7,7 @@ import time
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.objectives.rows import IGNORED
+from utils.objectives.predicted_rows import IGNORED
 
 SAMPLES = 3
 PROMPT = 24  # tokens that a continuation begins from, at most

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from utils import elastic
-from utils.objectives import causal, drawing, masked, permutation, relative_attention, rows
+from utils.objectives import causal, drawing, masked, permutation, predicted_rows, relative_attention
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -94,8 +94,8 @@ def trainer_in(
         masked.predict_only_masked(model)
         named = {
             "data_collator": masked.MaskedCollator(law, 0),
-            "loss_sum": rows.loss_sum,
-            "token_sums": rows.token_sums,
+            "loss_sum": predicted_rows.loss_sum,
+            "token_sums": predicted_rows.token_sums,
         }
     if objective == "permuted":
         law = permutation.PermutationLaw(0.3, 4, 4, np.arange(tiny.VOCABULARY) < 5)
@@ -105,8 +105,8 @@ def trainer_in(
         relative_attention.predict_only_targets(model)
         named = {
             "data_collator": permutation.PermutationCollator(0),
-            "loss_sum": rows.loss_sum,
-            "token_sums": rows.token_sums,
+            "loss_sum": predicted_rows.loss_sum,
+            "token_sums": predicted_rows.token_sums,
         }
     return LanguageModelingTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=test, callbacks=callbacks, **named

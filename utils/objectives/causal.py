@@ -8,7 +8,7 @@ from torch import nn
 from transformers import masking_utils
 
 from utils import chunked_head, document_packing
-from utils.objectives import rows
+from utils.objectives import predicted_rows
 
 
 def collate(blocks: list[dict]) -> dict[str, torch.Tensor]:
@@ -40,7 +40,7 @@ class DocumentCollator:
             input_ids[row, : len(block["input_ids"])] = block["input_ids"]
         batch["input_ids"] = torch.from_numpy(input_ids)
         is_target = (batch["position_ids"] > 0) & (batch["documents"] != document_packing.FILLER)
-        return batch | {"labels": torch.where(is_target, batch["input_ids"], rows.IGNORED)}
+        return batch | {"labels": torch.where(is_target, batch["input_ids"], predicted_rows.IGNORED)}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PaddedCollator:
 
     def __call__(self, blocks: list[dict]) -> dict[str, torch.Tensor]:
         input_ids = torch.full((len(blocks), self.length), self.pad_id, dtype=torch.int64)
-        labels = torch.full_like(input_ids, rows.IGNORED)
+        labels = torch.full_like(input_ids, predicted_rows.IGNORED)
         for row, block in enumerate(blocks):
             ids = torch.as_tensor(block["input_ids"], dtype=torch.int64)
             input_ids[row, : len(ids)] = labels[row, : len(ids)] = ids
@@ -92,5 +92,5 @@ def predict_in_chunks(model: nn.Module, label_smoothing: float = 0.0) -> bool:
 
 
 def token_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """rows.token_sums after the shift: position i predicts label i + 1. logits (batch, length, vocabulary)."""
-    return rows.token_sums(logits[:, :-1], labels[:, 1:])
+    """predicted_rows.token_sums after the shift: position i predicts label i + 1. logits (batch, length, vocabulary)."""
+    return predicted_rows.token_sums(logits[:, :-1], labels[:, 1:])

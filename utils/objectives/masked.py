@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from utils import document_packing
-from utils.objectives.rows import IGNORED
+from utils.objectives.predicted_rows import IGNORED
 
 # The first module of each family's head: what it is given is what the head computes for.
 HEADS = {

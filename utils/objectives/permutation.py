@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from utils.objectives.rows import IGNORED
+from utils.objectives.predicted_rows import IGNORED
 
 ROW_MULTIPLE = 8  # what matrix units of accelerators like
 
