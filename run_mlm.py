@@ -29,7 +29,7 @@ def main() -> None:
         tokenization,
         training,
     )
-    from utils.objectives import drawing, masked, predicted_rows
+    from utils.objectives import dynamic_masking, masked, predicted_rows
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -54,7 +54,7 @@ def main() -> None:
 
     # What is hidden: drawn anew in each epoch, for each sample by itself.
     law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
-    samples = {split: drawing.draw(samples[split], law, args.seed) for split in samples}
+    samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
     output_folder.begin_for_all(args, "run_mlm.py", wanted)
 
     # Model and trainer. The head predicts what is hidden, and nothing else.

@@ -28,7 +28,7 @@ def main() -> None:
         tokenization,
         training,
     )
-    from utils.objectives import drawing, permutation, predicted_rows, relative_attention
+    from utils.objectives import dynamic_masking, permutation, predicted_rows, relative_attention
     from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
@@ -55,7 +55,7 @@ def main() -> None:
     law = permutation.permutation_law(
         tokenizer, data_args.plm_probability, data_args.max_span_length, data_args.full_head
     )
-    samples = {split: drawing.draw(samples[split], law, args.seed) for split in samples}
+    samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
     output_folder.begin_for_all(args, "run_plm.py", wanted)
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.

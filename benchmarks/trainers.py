@@ -159,16 +159,18 @@ def probe_batch(recipe: Recipe, tokenizer, ids: np.ndarray) -> dict[str, torch.T
 
 def samples_of(recipe: Recipe, tokenizer, ids: np.ndarray, full_head: bool = False) -> tuple:
     """(samples, their collator), as the scripts make them; no collator of its own for clm."""
-    from utils.objectives import drawing, masked, permutation
+    from utils.objectives import dynamic_masking, masked, permutation
 
     blocks = Blocks(ids)
     if recipe.objective == "mlm":
         law = masked.masking_law(tokenizer, 0.15)
-        return drawing.draw(blocks, law, 0), masked.MaskedCollator(law, tokenizer.pad_token_id, full_head=full_head)
+        return dynamic_masking.draw(blocks, law, 0), masked.MaskedCollator(
+            law, tokenizer.pad_token_id, full_head=full_head
+        )
     if recipe.objective == "plm":
         law = permutation.permutation_law(tokenizer, 1 / 6, 5, full_head)
         collate = permutation.PermutationCollator(tokenizer.pad_token_id, full_head=full_head)
-        return drawing.draw(blocks, law, 0), collate
+        return dynamic_masking.draw(blocks, law, 0), collate
     return blocks, None
 
 

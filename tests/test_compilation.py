@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from utils import chunked_head, compilation, device_compilers, document_packing
 from utils.errors import UsageError
 from utils.native_activations import use_native_activations
-from utils.objectives import causal, drawing, masked, permutation, relative_attention
+from utils.objectives import causal, dynamic_masking, masked, permutation, relative_attention
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 
@@ -50,7 +50,7 @@ def roberta() -> tuple:
     model = families.make("roberta")
     law = masked.MaskingLaw(0.15, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)
     assert masked.predict_only_masked(model) and chunked_head.give_sums(model)
-    return model, drawing.draw(blocks(families.VOCABULARY), law, 0), masked.MaskedCollator(law, 1)
+    return model, dynamic_masking.draw(blocks(families.VOCABULARY), law, 0), masked.MaskedCollator(law, 1)
 
 
 def xlnet() -> tuple:
@@ -61,7 +61,7 @@ def xlnet() -> tuple:
     assert chunked_head.give_sums(model)
     vocabulary = model.config.vocab_size
     law = permutation.PermutationLaw(1 / 6, 5, 6, np.arange(vocabulary) < 9, False)
-    return model, drawing.draw(blocks(vocabulary), law, 0), permutation.PermutationCollator(5)
+    return model, dynamic_masking.draw(blocks(vocabulary), law, 0), permutation.PermutationCollator(5)
 
 
 class Graphs(TrainerCallback):

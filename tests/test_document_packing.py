@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, modeling_flash_attention_utils
 
 from utils import document_packing
-from utils.objectives import causal, drawing, masked, permutation, predicted_rows, relative_attention
+from utils.objectives import causal, dynamic_masking, masked, permutation, predicted_rows, relative_attention
 
 LENGTH = 24
 LENGTHS = [9, 5, 7, 24, 11, 3, 13, 60, 2]
@@ -155,7 +155,7 @@ def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatc
     varlen = document_packing.keep_documents_apart(model)
     masked.predict_only_masked(model)
     law = masked.MaskingLaw(0.4, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)
-    packed = drawing.draw(blocks(families.VOCABULARY), law, seed=1)
+    packed = dynamic_masking.draw(blocks(families.VOCABULARY), law, seed=1)
     samples = [packed[index] for index in range(len(packed))]
     batch = masked.MaskedCollator(law, 1, pad_to=LENGTH, varlen=varlen)(samples)
     labels = batch.pop("labels")
@@ -174,7 +174,7 @@ def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatc
 
 def test_permuted_documents_are_computed_as_if_alone():
     law = tiny_xlnet.law(plm_probability=0.3)
-    packed = drawing.draw(blocks(tiny_xlnet.VOCABULARY, first=tiny_xlnet.WORD), law, seed=1)
+    packed = dynamic_masking.draw(blocks(tiny_xlnet.VOCABULARY, first=tiny_xlnet.WORD), law, seed=1)
     samples = [packed[index] for index in range(len(packed))]
     batch = permutation.PermutationCollator(tiny_xlnet.PAD, LENGTH)(samples)
     assert batch["attention_mask"].sum() == sum(LENGTHS)

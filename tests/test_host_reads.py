@@ -16,7 +16,7 @@ FLAGS = {
 # A number that was launched a step before, and copied to pinned memory since then: nothing waits for it.
 LATE = "_local_scalar_dense at device.py:get"
 # Numbers that no device has ever had: the epoch that tokens are drawn for, and the order of samples.
-ON_THE_HOST = ("drawing.py:__getitem__", "data_loader.py:__iter__")
+ON_THE_HOST = ("dynamic_masking.py:__getitem__", "data_loader.py:__iter__")
 
 
 def reads(folder, make, **flags) -> list[str]:

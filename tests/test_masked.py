@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from utils.objectives import drawing, masked, predicted_rows
+from utils.objectives import dynamic_masking, masked, predicted_rows
 from utils.packing import Blocks, Lines
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -29,7 +29,7 @@ def text(count: int = 16, length: int = 32, seed: int = 0) -> Blocks:
 
 
 def batch(full_head: bool, samples=None, **options) -> dict[str, torch.Tensor]:
-    samples = samples or drawing.DrawnSamples(text(4), law(), seed=1)
+    samples = samples or dynamic_masking.DrawnSamples(text(4), law(), seed=1)
     return masked.MaskedCollator(law(), PAD, full_head=full_head, **options)([samples[i] for i in range(4)])
 
 
@@ -58,7 +58,7 @@ def test_masked_positions_alone_give_the_same_loss_and_gradients(family):
 def test_the_head_computes_fewer_rows_of_a_fixed_number(family):
     model = families.make(family)
     masked.predict_only_masked(model)
-    samples = drawing.DrawnSamples(text(64), law(), seed=1)
+    samples = dynamic_masking.DrawnSamples(text(64), law(), seed=1)
     collate = masked.MaskedCollator(law(), PAD)
     shapes = set()
     for start in range(0, 64, 4):
@@ -153,7 +153,7 @@ def test_words_begin_where_spaces_were(name):
 def test_lines_are_padded_and_padding_is_never_predicted(full_head):
     lengths = [5, 12, 9, 3]
     ids = text(1, sum(lengths)).ids[0]
-    samples = drawing.DrawnSamples(Lines(ids, np.cumsum(lengths)), law(0.9), seed=1)
+    samples = dynamic_masking.DrawnSamples(Lines(ids, np.cumsum(lengths)), law(0.9), seed=1)
     inputs = batch(full_head, samples)
     assert inputs["input_ids"].shape == (4, 16)
     assert inputs["attention_mask"].sum(1).tolist() == lengths
@@ -182,8 +182,8 @@ def train(folder, family: str, full_head: bool, dropout: float = 0.0, **options)
     trainer = LanguageModelingTrainer(
         model=model,
         args=arguments(folder, **options),
-        train_dataset=drawing.DrawnSamples(text(96), law(), seed=1),
-        eval_dataset=drawing.DrawnSamples(text(10, seed=5), law(), seed=1),
+        train_dataset=dynamic_masking.DrawnSamples(text(96), law(), seed=1),
+        eval_dataset=dynamic_masking.DrawnSamples(text(10, seed=5), law(), seed=1),
         data_collator=masked.MaskedCollator(law(), PAD, full_head=full_head),
         loss_sum=predicted_rows.loss_sum,
         token_sums=predicted_rows.token_sums,
@@ -203,7 +203,7 @@ def test_training_equals_transformers_on_the_same_batches(tmp_path, family, full
     stock = Trainer(
         model=families.make(family, dropout=dropout),
         args=arguments(tmp_path / "stock", TrainingArguments),
-        train_dataset=drawing.DrawnSamples(text(96), law(), seed=1),
+        train_dataset=dynamic_masking.DrawnSamples(text(96), law(), seed=1),
         data_collator=masked.MaskedCollator(law(), PAD, full_head=True),
     )
     stock.train()

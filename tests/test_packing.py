@@ -18,7 +18,7 @@ from transformers import GPT2Config, HfArgumentParser, OpenAIGPTConfig, PreTrain
 
 from utils.data_arguments import SequenceDataArguments
 from utils.errors import UsageError
-from utils.objectives import causal, drawing, masked
+from utils.objectives import causal, dynamic_masking, masked
 from utils.objectives.predicted_rows import token_sums
 from utils.packing import choose_block_size, figures, lines, make_samples, pack, remainder
 from utils.token_cache import Tokens
@@ -133,7 +133,7 @@ def test_a_masked_remainder_is_computed_as_if_alone(family):
     masked.predict_only_masked(model)
     law = masked.MaskingLaw(0.4, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)
     ids = np.random.default_rng(0).integers(5, families.VOCABULARY, 43).tolist()
-    samples = drawing.draw(pack(tokenized([ids]), 16, "train", None, "--max_seq_length", True), law, 1)
+    samples = dynamic_masking.draw(pack(tokenized([ids]), 16, "train", None, "--max_seq_length", True), law, 1)
     batch = masked.MaskedCollator(law, 1, pad_to=16)([samples[1], samples[2]])
     assert batch["attention_mask"].sum() == 27
     assert "attention_mask" not in masked.MaskedCollator(law, 1, pad_to=16)([samples[0], samples[1]])

@@ -22,7 +22,7 @@ from tiny_xlnet import (
 )
 from transformers import DataCollatorForPermutationLanguageModeling, Trainer, TrainingArguments
 
-from utils.objectives import drawing, permutation, predicted_rows
+from utils.objectives import dynamic_masking, permutation, predicted_rows
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -264,7 +264,7 @@ def test_what_the_model_sees_does_not_depend_on_what_it_predicts():
 def test_special_and_padding_tokens_are_never_predicted():
     ids = text(300, 40).ids
     ids[:, 20:24] = PAD
-    data = drawing.DrawnSamples(Blocks(ids), law(special=(4, 3, PAD)), 0)
+    data = dynamic_masking.DrawnSamples(Blocks(ids), law(special=(4, 3, PAD)), 0)
     labels = np.concatenate([data[index]["labels"] for index in range(300)])
     assert (labels[labels != -100] >= WORD).all()
     predicted = np.stack([data[index]["input_ids"] for index in range(300)]) == MASK

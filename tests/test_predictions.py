@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from utils import predictions
-from utils.objectives import drawing, masked
+from utils.objectives import dynamic_masking, masked
 from utils.packing import Blocks
 
 
@@ -67,7 +67,7 @@ def test_hidden_tokens_are_guessed_as_in_evaluation(tokenizers, full_head) -> No
     model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), initializer_range=0.4, **sizes)).eval()
     law = masked.masking_law(tokenizer, 0.15)
     ids = np.random.default_rng(0).integers(5, len(tokenizer), (3, 40))
-    samples = drawing.draw(Blocks(ids), law, seed=1)
+    samples = dynamic_masking.draw(Blocks(ids), law, seed=1)
     shown = [samples[index] for index in range(3)]
     full = model(input_ids=torch.tensor(np.stack([sample["input_ids"] for sample in shown]))).logits.softmax(-1)
     if not full_head:

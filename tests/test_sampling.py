@@ -8,7 +8,7 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerState
 
-from utils.objectives import drawing, masked, predicted_rows
+from utils.objectives import dynamic_masking, masked, predicted_rows
 from utils.packing import Lines
 from utils.sampling import EpochBegins, LengthGroups
 from utils.trainer import LanguageModelingTrainer
@@ -45,8 +45,8 @@ def train(folder, checkpoint=None, **options):
     trainer = LanguageModelingTrainer(
         model=families.make("bert"),
         args=args,
-        train_dataset=drawing.draw(lines(), LAW, 1),
-        eval_dataset=drawing.draw(lines(), LAW, 1),
+        train_dataset=dynamic_masking.draw(lines(), LAW, 1),
+        eval_dataset=dynamic_masking.draw(lines(), LAW, 1),
         data_collator=collate,
         loss_sum=predicted_rows.loss_sum,
         token_sums=predicted_rows.token_sums,
@@ -68,7 +68,7 @@ def test_padding_falls_and_each_sample_is_seen_once_in_an_epoch(grouped, tmp_pat
     _, plain_padding, _ = train(tmp_path)
     assert padding < 0.7 * plain_padding
     for epoch, batches in enumerate((seen[:40], seen[40:])):
-        samples = drawing.draw(lines(), LAW, 1)
+        samples = dynamic_masking.draw(lines(), LAW, 1)
         samples.set_epoch(epoch)
         expected = sorted(samples[index]["input_ids"].tobytes() for index in range(COUNT))
         assert sorted(sample for batch in batches for sample in batch) == expected
@@ -102,7 +102,7 @@ def test_the_order_is_another_in_each_epoch_and_the_same_again():
 
 
 def test_lengths_are_known_without_drawing():
-    samples = drawing.draw(lines(), None, 1)  # no law: drawing would fail
+    samples = dynamic_masking.draw(lines(), None, 1)  # no law: drawing would fail
     assert samples.lengths.tolist() == [len(lines()[index]["input_ids"]) for index in range(COUNT)]
 
 
@@ -110,7 +110,7 @@ def test_lengths_are_known_without_drawing():
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", ["grouped", "random"])
 def test_samples_and_sampler_are_told_through_every_wrapping(kind, processes, skip):
-    samples = drawing.draw(lines(), LAW, 1)
+    samples = dynamic_masking.draw(lines(), LAW, 1)
     sampler = LengthGroups(samples.lengths, 8, 3) if kind == "grouped" else RandomSampler(samples)
     loader = prepare_data_loader(
         DataLoader(samples, batch_size=8, sampler=sampler, collate_fn=list),

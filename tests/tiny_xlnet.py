@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from utils.objectives import drawing, permutation, predicted_rows, relative_attention
+from utils.objectives import dynamic_masking, permutation, predicted_rows, relative_attention
 from utils.packing import Blocks
 
 VOCABULARY = 100
@@ -43,11 +43,11 @@ def law(plm_probability=1 / 6, max_span_length=5, full_head=False, special=SPECI
     return permutation.PermutationLaw(plm_probability, max_span_length, MASK, is_functional, full_head)
 
 
-def dataset(samples=None, seed: int = 1, **options) -> drawing.DrawnSamples:
-    return drawing.DrawnSamples(text() if samples is None else samples, law(**options), seed)
+def dataset(samples=None, seed: int = 1, **options) -> dynamic_masking.DrawnSamples:
+    return dynamic_masking.DrawnSamples(text() if samples is None else samples, law(**options), seed)
 
 
-def batch(samples: drawing.DrawnSamples, count: int = 4, **options) -> dict[str, torch.Tensor]:
+def batch(samples: dynamic_masking.DrawnSamples, count: int = 4, **options) -> dict[str, torch.Tensor]:
     collate = permutation.PermutationCollator(PAD, full_head=samples.law.full_head, **options)
     return collate([samples[index] for index in range(count)])
 

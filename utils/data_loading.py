@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from utils.objectives import drawing
+from utils.objectives import dynamic_masking
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def copies_beside_computing(asked: dict | str | None) -> dict | str | None:
 
 def settle(args: TrainingArguments, samples: torch.utils.data.Dataset | None) -> None:
     """Sets args.dataloader_num_workers for these samples, where no number was given."""
-    if not args.workers_are_chosen or not isinstance(samples, drawing.DrawnSamples):
+    if not args.workers_are_chosen or not isinstance(samples, dynamic_masking.DrawnSamples):
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     args.dataloader_num_workers = workers(

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from utils import elastic
-from utils.objectives import causal, drawing, masked, permutation, predicted_rows, relative_attention
+from utils.objectives import causal, dynamic_masking, masked, permutation, predicted_rows, relative_attention
 from utils.packing import Blocks
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
@@ -89,7 +89,7 @@ def trainer_in(
     model = tiny.gpt2(dropout=0.1)
     if objective == "masked":
         law = masked.MaskingLaw(0.3, 4, tiny.VOCABULARY, np.arange(tiny.VOCABULARY) < 5)
-        train, test = (drawing.draw(samples, law, args.seed) for samples in (train, test))
+        train, test = (dynamic_masking.draw(samples, law, args.seed) for samples in (train, test))
         model = bert(0.1)
         masked.predict_only_masked(model)
         named = {
@@ -99,7 +99,7 @@ def trainer_in(
         }
     if objective == "permuted":
         law = permutation.PermutationLaw(0.3, 4, 4, np.arange(tiny.VOCABULARY) < 5)
-        train, test = (drawing.draw(samples, law, args.seed) for samples in (train, test))
+        train, test = (dynamic_masking.draw(samples, law, args.seed) for samples in (train, test))
         model = tiny_xlnet.xlnet(dropout=0.1)
         relative_attention.follow_half_weights(model)
         relative_attention.predict_only_targets(model)

@@ -1,11 +1,11 @@
-"""utils/objectives/drawing.py: what is hidden depends on seed, epoch and sample alone."""
+"""utils/objectives/dynamic_masking.py: what is hidden depends on seed, epoch and sample alone."""
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from utils.objectives import drawing, masked, permutation
+from utils.objectives import dynamic_masking, masked, permutation
 from utils.packing import Blocks
 
 VOCABULARY = 120
@@ -35,7 +35,7 @@ def content(sample: dict) -> bytes:
 
 
 def take(law: str, seed: int = 1, epoch: int = 0, order=range(COUNT), workers: int = 0) -> dict[int, bytes]:
-    samples = drawing.draw(blocks(), LAWS[law], seed)
+    samples = dynamic_masking.draw(blocks(), LAWS[law], seed)
     samples.set_epoch(epoch)
     loader = DataLoader(samples, sampler=list(order), batch_size=None, num_workers=workers)
     return {index: content(sample) for index, sample in zip(order, loader, strict=True)}
@@ -52,7 +52,7 @@ def test_a_draw_depends_on_seed_epoch_and_sample_alone(law):
 
 @pytest.mark.parametrize("law", LAWS)
 def test_persistent_workers_see_the_epoch_change(law):
-    samples = drawing.draw(blocks(), LAWS[law], 1)
+    samples = dynamic_masking.draw(blocks(), LAWS[law], 1)
     loader = DataLoader(samples, batch_size=None, num_workers=1, persistent_workers=True)
     epochs = []
     for epoch in (0, 1, 0):
@@ -64,7 +64,7 @@ def test_persistent_workers_see_the_epoch_change(law):
 @pytest.mark.parametrize("law", LAWS)
 def test_a_streams_draw_depends_on_seed_and_number_alone(law):
     def take(seed: int = 1, workers: int = 0) -> set[bytes]:
-        stream = drawing.draw(Stream(), LAWS[law], seed)
+        stream = dynamic_masking.draw(Stream(), LAWS[law], seed)
         samples = list(DataLoader(stream, batch_size=None, num_workers=workers))
         assert not any("number" in sample for sample in samples)
         return {content(sample) for sample in samples}
@@ -81,6 +81,6 @@ def test_equal_samples_of_a_stream_are_drawn_independently():
         def __iter__(self):
             yield from ({"input_ids": ids, "documents": ids, "number": (0, index)} for index in range(4))
 
-    samples = list(drawing.draw(Same(), LAWS["masked"], 1))
+    samples = list(dynamic_masking.draw(Same(), LAWS["masked"], 1))
     assert len({content(sample) for sample in samples}) == 4
     assert all(sample["documents"] is ids for sample in samples)
