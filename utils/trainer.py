@@ -20,7 +20,7 @@ from utils.combine_grad import CombinedOptimizer
 from utils.data_parallel import CombinedDataParallel
 from utils.errors import UsageError, one_line
 from utils.objective_trainer import ObjectiveTrainer
-from utils.sampling import EpochBegins, LengthGroups
+from utils.sample_order import EpochBegins, LengthGroups
 from utils.watched_trainer import WatchedTrainer
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from commands import run_distributed
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerCallback
 
-from utils.sampling import EpochBegins
+from utils.sample_order import EpochBegins
 
 ON_TWO_RANKS = [
     *("O0", "O2, combined, accumulating, workers", "masked", "masked, accumulating, workers", "by length"),

@@ -1,4 +1,4 @@
-"""utils/sampling.py: batches of about one length, and what an epoch draws, after a resumption and in several processes."""
+"""utils/sample_order.py: batches of about one length, and what an epoch draws, after a resumption and in several processes."""
 
 import families
 import numpy as np
@@ -10,7 +10,7 @@ from transformers import TrainerState
 
 from utils.objectives import dynamic_masking, masked, predicted_rows
 from utils.packing import Lines
-from utils.sampling import EpochBegins, LengthGroups
+from utils.sample_order import EpochBegins, LengthGroups
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
 
