@@ -9,7 +9,7 @@ from benchmarks import trainers
 from benchmarks.links import ACHIEVED, SYSTEMS, System, all_reduce_seconds
 from benchmarks.overlap import Bucket, Step, simulate
 from benchmarks.two_processes import Profile
-from utils import flops, published
+from utils import flops, published_results
 from utils.device_peaks import stated_tflops
 
 DEVICES = (8, 64, 512)
@@ -23,7 +23,7 @@ MFU = 0.4  # assumed where no step was measured
 def alone(system: System, model: str) -> tuple[float, str]:
     """(seconds of a step on one device, where that is from)."""
     batch = MODELS[model][1]
-    rows = published.rows_of(model, 1) if system.device == "Ascend910" else []
+    rows = published_results.rows_of(model, 1) if system.device == "Ascend910" else []
     rows = [row for row in rows if "NPU" in row[0]]
     if rows:
         return batch / float(rows[0][2]), "published"
@@ -140,7 +140,7 @@ def published_table(profiles: dict[str, Profile]) -> str:
     ]
     system = SYSTEMS["ascend-910"]
     for model, profile in profiles.items():
-        one, eight = (float(published.rows_of(model, cards)[0][2]) for cards in (1, 8))
+        one, eight = (float(published_results.rows_of(model, cards)[0][2]) for cards in (1, 8))
         seconds, _ = alone(system, model)
         steps = [
             predict(profile, seconds, system, 8, overlap=False),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from utils import curves, published, result_labels, vega
+from utils import curves, published_results, result_labels, vega
 from utils.past_run import Run, text_source
 
 PAGES = Path(__file__).parent / "pages"
@@ -37,8 +37,8 @@ def of_run(run: Run) -> str:
         samples=record.get("samples", []),
         sample_split=record.get("sample_split", "validation"),
         row=record.get("row"),
-        row_headings=published.HEADINGS,
-        published_rows=published.rows_of(run.arguments.get("model_name_or_path")),
+        row_headings=published_results.HEADINGS,
+        published_rows=published_results.rows_of(run.arguments.get("model_name_or_path")),
         tables=[
             (heading, [(n, result_labels.plain(v)) for n, v in pairs if v is not None])
             for heading, pairs in tables

@@ -12,7 +12,7 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils import published
+from utils import published_results
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, UNCHECKED = "passed", "failed", "not checked"
@@ -220,7 +220,7 @@ def rows(verification: Verification) -> Check:
         for cards in sorted({1, several} & {1, 8}):
             lines += [
                 [f"{PUBLISHED_MODELS[objective]}, published", *row]
-                for row in published.rows_of(PUBLISHED_MODELS[objective], cards)
+                for row in published_results.rows_of(PUBLISHED_MODELS[objective], cards)
             ]
     if several < 8:
         check.parts.append((UNCHECKED, f"8 cards: {verification.cards} of them here, so {several} took part at most"))
