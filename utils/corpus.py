@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 
 from utils import modelscope, stream_shards, streaming
-from utils.compression import SUFFIXES, decompressed_copy
+from utils.compressed_files import SUFFIXES, decompressed_copy
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.file_diagnosis import check_short_rows, check_start, check_surrogates, diagnose, is_tsv

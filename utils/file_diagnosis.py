@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from utils.compression import DAMAGED, SUFFIXES, open_decompressed
+from utils.compressed_files import DAMAGED, SUFFIXES, open_decompressed
 from utils.errors import UsageError, one_line
 
 # Bytes that are looked at in one go.

@@ -100,7 +100,7 @@ def value_of(name: str, words: Sequence[str]) -> str | None:
 
 def text_flags(folder: str) -> list[str]:
     """The flags that name the text in a folder. Raises UsageError where there is none."""
-    from utils.compression import SUFFIXES
+    from utils.compressed_files import SUFFIXES
     from utils.corpus import BUILDERS
 
     if not os.path.isdir(folder):
