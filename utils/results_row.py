@@ -8,7 +8,7 @@ from utils import device
 
 
 def cells(metrics: dict, on: torch.device, processes: int, level: str) -> list[str]:
-    """The row, a text for each of published.HEADINGS. metrics: those of all_results.json; what is missing shows as "-"."""
+    """The row, a text for each of published_results.HEADINGS. metrics: those of all_results.json; what is missing shows as "-"."""
     accuracy = metrics.get("eval_accuracy")
     fps = metrics.get("fps")
     epochs = metrics.get("epoch")
