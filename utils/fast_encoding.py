@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute
 import tokenizers
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.logging import info_once
 
 from utils import byte_level_bpe, cached_words
 from utils.joined_words import joined_words
@@ -54,10 +55,10 @@ def choose(
     """
     plain = Plain(tokenizer, max_length)
     if description is None:
-        logger.info("%s is encoded by itself: it is not one of the tokenizers library", _name(tokenizer))
+        info_once(logger, "%s encodes by itself: it is not one of the tokenizers library", _name(tokenizer))
         return plain
     if getattr(tokenizer, "split_special_tokens", False):
-        logger.info("%s is encoded by itself: it splits special tokens", _name(tokenizer))
+        info_once(logger, "%s encodes by itself: it splits special tokens", _name(tokenizer))
         return plain
     samples = [*SAMPLES, *(document[:SAMPLE_LENGTH] for document in first_documents)]
     documents = pa.array(samples, pa.string())
@@ -65,15 +66,15 @@ def choose(
     backend = tokenizer.backend_tokenizer  # the call above has left it without truncation and padding
     frame = find_frame(tokenizer, backend)
     if frame is None:
-        logger.info("%s is encoded by itself: what it adds to a document is not the same for all", _name(tokenizer))
+        info_once(logger, "%s encodes by itself: what it adds to a document is not the same for all", _name(tokenizer))
         return plain
     content, how = _content(backend, description)
     encoder = Framed(content, *frame, max_length, tokenizer.truncation_side)
     found = encoder(documents)
     if not (np.array_equal(found.ids, expected.ids) and np.array_equal(found.counts, expected.counts)):
-        logger.warning("%s is encoded by itself: %s has other ids on a sample", _name(tokenizer), how)
+        logger.warning("%s encodes by itself: %s has other ids on a sample", _name(tokenizer), how)
         return plain
-    logger.info("%s is encoded %s", _name(tokenizer), how)
+    info_once(logger, "%s encodes %s", _name(tokenizer), how)
     return encoder
 
 
@@ -81,12 +82,12 @@ def _content(backend: tokenizers.Tokenizer, description: dict) -> tuple[Content,
     """(what encodes documents without what the tokenizer adds to each, in words)."""
     reason = cached_words.why_not(description)
     if reason is not None:
-        return DocumentEncoder(backend), f"by documents, not by pieces: {reason}"
+        return DocumentEncoder(backend), f"document by document, not word by word: {reason}"
     try:
-        return WordEncoder(TiktokenOrOwn(backend, description), description), "by pieces, through tiktoken"
+        return WordEncoder(TiktokenOrOwn(backend, description), description), "word by word, through tiktoken"
     except byte_level_bpe.Unlike as error:
         encode = joined_words(backend, description, OwnEncoder(backend))
-        return WordEncoder(encode, description), f"by pieces, through its own library: {error}"
+        return WordEncoder(encode, description), f"word by word, through its own library: {error}"
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -141,9 +141,9 @@ class ThroughputClock(TrainerCallback):
         peak, is_measured = device.peak_flops(args.device, args.precision.dtype)
         if model_flops is not None:
             logger.info(
-                "mfu is told of %.4g TFLOP/s, %s of one %s",
+                "mfu is a share of %.4g TFLOP/s, %s of one %s",
                 peak / 1e12,
-                "measured as the most" if is_measured else "the stated peak",
+                "the measured peak" if is_measured else "the stated peak",
                 device.describe(args.device),
             )
         steps = state.max_steps - state.global_step
