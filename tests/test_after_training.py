@@ -1,13 +1,12 @@
 """What a run leaves: a folder that plain transformers and its pipelines load, a card with the real figures, a push."""
 
-import importlib.util
 import re
 import sys
 
 import pytest
 import transformers
 import yaml
-from commands import ROOT, TINY_GPT2, one_error_line, results, run, run_script
+from commands import TINY_GPT2, one_error_line, results, run, run_script
 from stand_in_hub import TOKEN, StandInHub, client_environment
 
 from utils import try_it
@@ -150,58 +149,7 @@ def test_a_wrong_token_is_told_before_training(hub, files, tmp_path) -> None:
     assert "hf_wrong" not in done.stderr + done.stdout
 
 
-# ---- ModelScope ----
-# What the scripts ask of ModelScope's library: a folder of the name asked for.
-LIBRARY = """
-import os
-def snapshot_download(name, revision=None, cache_dir=None):
-    if name != "owner/tiny":
-        raise ValueError(f"{name} does not exist")
-    return os.environ["STAND_IN_MODEL"]
-def dataset_snapshot_download(name, revision=None, cache_dir=None):
-    assert name == "owner/text" and revision is None
-    return os.environ["STAND_IN_TEXT"]
-"""
-
-
-def modelscope(tmp_path, trained, *words, expect: int = 0):
-    (tmp_path / "library").mkdir()
-    (tmp_path / "library" / "modelscope.py").write_text(LIBRARY)
-    text = tmp_path / "text"
-    text.mkdir()
-    (text / "train.txt").write_text("the old horse sat near the barn\n" * 300)
-    (text / "validation.txt").write_text("the old horse sat near the barn\n" * 60)
-    return run_script(
-        "run_clm.py", "--hub", "modelscope", *words, "--do_eval", "--use_cpu", "--block_size", "16",
-        "--output_dir", tmp_path / "out", expect=expect,
-        PYTHONPATH=str(tmp_path / "library"), STAND_IN_MODEL=str(trained("gpt2")), STAND_IN_TEXT=str(text),
-    )  # fmt: skip
-
-
-def test_model_and_text_from_modelscope(tmp_path, trained) -> None:
-    modelscope(tmp_path, trained, "--model_name_or_path", "owner/tiny", "--dataset_name", "owner/text")
-    assert results(tmp_path / "out")["eval_loss"] > 0
-    _, text = card(tmp_path / "out")
-    assert "owner/text" in text
-
-
-def test_a_name_that_modelscope_does_not_have(tmp_path, trained) -> None:
-    done = modelscope(
-        tmp_path, trained, "--model_name_or_path", "owner/none", "--dataset_name", "owner/text", expect=2
-    )
-    assert "--model_name_or_path owner/none: ModelScope does not give it: owner/none does not exist" in one_error_line(
-        done
-    )
-
-
-@pytest.mark.skipif(importlib.util.find_spec("modelscope") is not None, reason="its library is installed")
-def test_without_its_library_modelscope_is_refused(files, tmp_path) -> None:
-    done = run_script(
-        *KINDS["gpt2"], *files, *STEPS, "--hub", "modelscope", "--output_dir", tmp_path / "out", expect=2, PYTHONPATH=str(ROOT)
-    )  # fmt: skip
-    assert "pip install modelscope" in one_error_line(done)
-
-
+# ---- where the hub cannot be reached ----
 def test_an_unreachable_hub_names_the_three_ways(tmp_path, files) -> None:
     environment = client_environment("http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="0")
     command = ["run_clm.py", "--model_name_or_path", "gpt2", *files, *STEPS, "--output_dir", tmp_path / "out"]
