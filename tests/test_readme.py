@@ -1,4 +1,4 @@
-"""README.md and README.zh-CN.md say the same, and what they say of commands, flags and files is true."""
+"""README and guide say the same in both languages, and what they say of commands, flags and files is true."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,8 @@ from utils.legacy_arguments import modernize
 from utils.training_arguments import ELEMENTWISE_OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("README.md", "README.zh-CN.md")
+PAIRS = (("README.md", "README.zh-CN.md"), ("docs/guide.md", "docs/guide.zh-CN.md"))
+FILES = tuple(name for pair in PAIRS for name in pair)
 # The text that each script takes.
 DATA = {"run_clm.py": CausalDataArguments, "run_mlm.py": MaskedDataArguments, "run_plm.py": PermutedDataArguments}
 
@@ -59,6 +60,11 @@ def table_rows(name: str) -> list[int]:
     return [line.count("|") - 1 for line in prose(name).splitlines() if line.startswith("|")]
 
 
+def bullets(name: str) -> int:
+    """How many items the text's lists have."""
+    return sum(line.startswith("- ") for line in prose(name).splitlines())
+
+
 def commands(name: str) -> list[list[str]]:
     """The words of each command in the bash blocks, continued lines joined and comments left out."""
     lines = [
@@ -70,7 +76,8 @@ def commands(name: str) -> list[list[str]]:
     return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
-SCRIPT_COMMANDS = [words for words in commands("README.md") if set(words) & set(DATA)]
+ENGLISH = tuple(english for english, _ in PAIRS)
+SCRIPT_COMMANDS = [words for name in ENGLISH for words in commands(name) if set(words) & set(DATA)]
 
 
 def parser_of(script: str) -> arguments.Parser:
@@ -79,34 +86,38 @@ def parser_of(script: str) -> arguments.Parser:
 
 @pytest.fixture(scope="module")
 def known() -> set[str]:
-    """The flags of all scripts."""
-    return set().union(*(arguments.known_flags(parser_of(script)) for script in DATA))
+    """The flags of all scripts, and the launch scripts' options."""
+    [options] = re.findall(r"^options='(.*)'$", read("scripts/launch.sh"), re.MULTILINE)
+    return set(options.split()).union(*(arguments.known_flags(parser_of(script)) for script in DATA))
 
 
 # ---- the two languages ----
-def test_code_blocks_are_the_same_byte_for_byte() -> None:
-    english, chinese = (blocks(name) for name in FILES)
-    assert english == chinese
-    assert len(english) >= 8
-    for name in FILES:
-        assert read(name).count("```") == 2 * len(english), f"{name}: a fence is left open or has something behind it"
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_code_blocks_are_the_same_byte_for_byte(english: str, chinese: str) -> None:
+    assert blocks(english) == blocks(chinese) != []
+    for name in (english, chinese):
+        assert read(name).count("```") == 2 * len(blocks(english)), (
+            f"{name}: a fence is left open or has something behind it"
+        )
 
 
-def test_headings_have_the_same_levels() -> None:
-    english, chinese = ([level for level, _ in headings(name)] for name in FILES)
-    assert english == chinese
-    assert len(english) >= 16
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_headings_have_the_same_levels(english: str, chinese: str) -> None:
+    assert [level for level, _ in headings(english)] == [level for level, _ in headings(chinese)]
+    assert len(headings(english)) >= 8
 
 
-def test_both_speak_of_the_same_flags_and_tables() -> None:
-    english, chinese = FILES
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_both_speak_of_the_same_flags_and_tables(english: str, chinese: str) -> None:
     assert set(flags(english)) == set(flags(chinese))
     assert table_rows(english) == table_rows(chinese)
+    assert bullets(english) == bullets(chinese) > 0
 
 
-def test_each_links_to_the_other_at_the_top() -> None:
-    for name, other in (FILES, FILES[::-1]):
-        assert f"]({other})" in "".join(read(name).splitlines(keepends=True)[:4]), name
+@pytest.mark.parametrize(("english", "chinese"), PAIRS)
+def test_each_links_to_the_other_at_the_top(english: str, chinese: str) -> None:
+    for name, other in ((english, chinese), (chinese, english)):
+        assert f"]({Path(other).name})" in "".join(read(name).splitlines(keepends=True)[:4]), name
 
 
 # ---- commands ----
@@ -153,7 +164,7 @@ def check(parsed: Namespace, data: type) -> None:
 
 
 def test_modules_that_are_run_exist() -> None:
-    modules = [words[2] for words in commands("README.md") if words[:2] == ["python", "-m"]]
+    modules = [words[2] for name in ENGLISH for words in commands(name) if words[:2] == ["python", "-m"]]
     assert modules
     assert [module for module in modules if importlib.util.find_spec(module) is None] == []
 
@@ -174,13 +185,38 @@ def is_old(flag: str, known: set[str]) -> bool:
 
 
 def project_files(name: str) -> set[str]:
-    text = "\n".join(code_spans(name) + [content for _, content in blocks(name)])
-    return set(PROJECT_FILE.findall(text)) | tree_files(name)
+    return set(PROJECT_FILE.findall("\n".join(code_spans(name) + [content for _, content in blocks(name)])))
 
 
-def tree_files(name: str) -> set[str]:
-    """The files that the project's tree shows, their folder before them."""
-    [tree] = [content for language, content in blocks(name) if language == "text"]
+@pytest.mark.parametrize("name", FILES)
+def test_files_that_are_named_exist(name: str) -> None:
+    assert sorted(file for file in project_files(name) if not (ROOT / file).exists()) == []
+
+
+def test_files_are_named() -> None:
+    assert len(project_files("README.md")) > 15
+
+
+def anchors(name: str) -> set[str]:
+    """GitHub's: lower case, punctuation gone, dashes for spaces."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for _, title in headings(name)}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_lead_somewhere(name: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", prose(name)) if "://" not in link]
+    assert links
+    for link in links:
+        file, _, anchor = link.partition("#")
+        path = (ROOT / name).parent / file if file else ROOT / name
+        assert path.is_file(), link
+        assert not anchor or anchor in anchors(str(path.resolve().relative_to(ROOT))), link
+
+
+# ---- the list of all files ----
+def tree_files() -> set[str]:
+    """The files that docs/layout.md shows, their folder before them."""
+    [tree] = [content for language, content in blocks("docs/layout.md") if language == "text"]
     files, folder = set(), ""
     for line in tree.splitlines():
         entry = line.split()[0]
@@ -190,17 +226,11 @@ def tree_files(name: str) -> set[str]:
     return files
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_files_that_are_named_exist(name: str) -> None:
-    files = project_files(name)
-    assert len(files) > 20
-    assert sorted(file for file in files if not (ROOT / file).exists()) == []
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_links_lead_somewhere(name: str) -> None:
-    # GitHub's anchors: lower case, punctuation gone, dashes for spaces.
-    anchors = {"#" + re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for _, title in headings(name)}
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", prose(name)) if "://" not in link]
-    assert links
-    assert [link for link in links if link not in anchors and not (ROOT / link).is_file()] == []
+def test_the_layout_lists_all_files_and_no_other() -> None:
+    listed = tree_files()
+    assert sorted(file for file in listed if not (ROOT / file).exists()) == []
+    there = [*ROOT.glob("run_*.py"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.*"), *ROOT.glob("benchmarks/*.*")]
+    names = {
+        str(path.relative_to(ROOT)) for path in [*there, *ROOT.glob("utils/**/*.py")] if path.name != "__init__.py"
+    }
+    assert sorted(names - listed) == []
