@@ -1,5 +1,7 @@
 """A mistyped flag or value is answered with what was meant."""
 
+import re
+
 import pytest
 
 from utils import arguments, mistyped
@@ -58,6 +60,15 @@ def test_wrong_values(words, message) -> None:
     with pytest.raises(UsageError) as caught:
         PARSER.parse_args(words)
     assert str(caught.value) == f"{message}; --help lists all flags"
+
+
+def test_of_many_choices_the_nearest_and_a_few_are_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        PARSER.parse_args(["--optim", "adamw"])
+    assert str(caught.value).startswith(
+        "--optim adamw: did you mean adamw_torch? Else choose one of adamw_torch, adam"
+    )
+    assert re.search(r" and \d\d more; --help lists all flags$", str(caught.value)) and len(str(caught.value)) < 400
 
 
 def test_a_prefix_of_several_flags() -> None:

@@ -25,6 +25,8 @@ def set_up(args: TrainingArguments, notes: list[str]) -> None:
     for name in ("utils", "__main__"):
         logging.getLogger(name).setLevel(ours)
     datasets.utils.logging.set_verbosity(max(level, logging.WARNING))
+    # What its readers say of a damaged file, an error of ours says with the place in it.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL if level > logging.DEBUG else level)
     transformers.utils.logging.set_verbosity(level)
     transformers.utils.logging.enable_default_handler()
     transformers.utils.logging.enable_explicit_format()

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "grad_accumulation": "gradient_accumulation_steps",
     "warmup": "warmup_steps",
 }
+SHOWN = 12  # of a flag's choices
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
 
@@ -76,11 +77,11 @@ def wrong_value(message: str) -> str:
     flag, said = found[1], found[2]
     if choice := re.match(r"invalid choice: (.+?) \(choose from (.*)\)$", said):
         value, choices = choice[1].strip("'\""), [word.strip(" '\"") for word in choice[2].split(",")]
-        close = difflib.get_close_matches(value.lower(), choices, n=1) or [
-            c for c in choices if c.lower() == value.lower()
-        ]
+        begun = [choice for choice in choices if value and choice.lower().startswith(value.lower())]
+        close = begun or difflib.get_close_matches(value.lower(), choices, n=1)
         meant = f"did you mean {close[0]}? Else " if close else ""
-        return f"{flag} {value}: {meant}choose one of {', '.join(choices)}"
+        more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
+        return f"{flag} {value}: {meant}choose one of {', '.join(choices[:SHOWN])}{more}"
     if number := re.match(r"invalid (?:int|float|\w+) value: '?(.*?)'?$", said):
         kind = (
             "a whole number"

@@ -1,5 +1,6 @@
 """Configuration, tokenizer and model: loaded by name, or made from scratch."""
 
+import difflib
 import logging
 import os
 
@@ -23,6 +24,8 @@ from utils.training_arguments import LanguageModelingArguments
 
 logger = logging.getLogger(__name__)
 
+FAMILIES = ("gpt2", "openai-gpt", "bert", "roberta", "albert", "distilbert", "xlnet")
+
 
 def load_config(model: ModelArguments) -> PreTrainedConfig:
     """The configuration that --config_name, --model_name_or_path or --model_type with --config_overrides asks for."""
@@ -37,18 +40,31 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
         except Exception as error:
             raise _explain_local(error, flag, name, "config.json") from error
     if model.model_type not in CONFIG_MAPPING:
-        raise UsageError(f"--model_type {model.model_type}: unknown; for this script e.g. gpt2 or openai-gpt")
+        close = difflib.get_close_matches(str(model.model_type), FAMILIES, n=1)
+        meant = f"did you mean {close[0]}? Else " if close else ""
+        raise UsageError(f"--model_type {model.model_type}: unknown; {meant}name one of {', '.join(FAMILIES)}")
     config = CONFIG_MAPPING[model.model_type]()
     if model.config_overrides:
+        named = [setting.split("=")[0].strip() for setting in model.config_overrides.split(",")]
+        for setting in named:
+            if not hasattr(config, setting):
+                close = difflib.get_close_matches(setting, config.to_dict(), n=1)
+                meant = f"; did you mean {close[0]}?" if close else ""
+                raise UsageError(f"--config_overrides {setting}: {model.model_type} has no such setting{meant}")
         try:
             config.update_from_string(model.config_overrides)
             # Made anew from the settings that were named, so that those which derive from them follow (XLNet's d_head).
-            named = [setting.split("=")[0].strip() for setting in model.config_overrides.split(",")]
-            config = type(config)(**{name: getattr(config, name) for name in named})
+            config = type(config)(**outside(config) | {name: getattr(config, name) for name in named})
         except Exception as error:  # of the configuration's own checks, too, which raise what they like
             raise UsageError(f"--config_overrides {model.config_overrides}: {one_line(error)}") from error
         logger.info("from scratch: %s with %s", model.model_type, model.config_overrides)
     return config
+
+
+def outside(config: PreTrainedConfig) -> dict[str, None]:
+    """None for each special id that a smaller vocabulary has no row for: the tokenizer's own come with `fit`."""
+    ids = {name: value for name, value in config.to_dict().items() if name.endswith("_token_id")}
+    return {name: None for name, value in ids.items() if isinstance(value, int) and value >= config.vocab_size}
 
 
 def load_config_and_tokenizer(
@@ -176,7 +192,12 @@ def _make(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTra
     except (ImportError, ValueError) as error:
         if model.attn_implementation is not None:
             raise _explain_attention(error, model.attn_implementation) from error
-        raise UsageError(f"--model_type {config.model_type}: {one_line(error)[:200]}") from error
+        given = (
+            f"--config_overrides {model.config_overrides}"
+            if model.config_overrides
+            else f"--model_type {model.model_type}"
+        )
+        raise UsageError(f"{given}: {one_line(error)[:200]}; give sizes that fit each other") from error
     logger.info("from scratch: %.2fM parameters", made.num_parameters() / 1e6)
     return made
 
@@ -217,4 +238,6 @@ def _explain_local(error: Exception, flag: str, name: str, missing: str) -> Usag
         return UsageError(f"{flag} {name}: this folder holds no readable {missing}: {one_line(error)[:200]}")
     if os.path.isfile(name):
         return UsageError(f"{flag} {name}: is a file; name the folder that it is in")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:  # which no name on the hub has
+        return UsageError(f"{flag} {name}: no such folder; name one that holds {missing}, or a model on the hub")
     return explain(error, flag, name)

@@ -1,0 +1,54 @@
+"""utils/model.py: the configuration from scratch, and what is said where a name or a setting is wrong."""
+
+import logging
+
+import pytest
+import transformers
+from transformers import GPT2Config
+
+from utils import model
+from utils.errors import UsageError
+from utils.model_arguments import ModelArguments
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"model_type": "gtp2"},
+            "--model_type gtp2: unknown; did you mean gpt2? Else name one of gpt2, openai-gpt, bert",
+        ),
+        ({"model_type": "zz"}, "--model_type zz: unknown; name one of gpt2, "),
+        ({"config_overrides": "n_emb=32"}, "--config_overrides n_emb: gpt2 has no such setting; did you mean n_embd?"),
+        ({"config_overrides": "n_embd=x"}, "--config_overrides n_embd=x: invalid literal"),
+        ({"model_name_or_path": "/no/such/folder"}, "--model_name_or_path /no/such/folder: no such folder; name one"),
+        ({"model_name_or_path": "./folder"}, "--model_name_or_path ./folder: no such folder; name one"),
+        ({"config_name": __file__}, f"--config_name {__file__}: is a file; name the folder that it is in"),
+    ],
+)
+def test_a_wrong_name_or_setting(given, message) -> None:
+    with pytest.raises(UsageError) as raised:
+        model.load_config(ModelArguments(**{"model_type": "gpt2"} | given))
+    assert str(raised.value).startswith(message)
+
+
+def test_sizes_that_do_not_fit_name_the_flag_that_gave_them() -> None:
+    arguments = ModelArguments(model_type="gpt2", config_overrides="n_embd=33,n_head=2,n_layer=1")
+    with pytest.raises(
+        UsageError, match="^--config_overrides n_embd=33,n_head=2,n_layer=1: .*divisible.*fit each other"
+    ):
+        model.load_model(transformers.AutoModelForCausalLM, arguments, model.load_config(arguments))
+
+
+def test_a_small_vocabulary_has_no_special_ids_outside_it_and_nothing_warns(caplog) -> None:
+    transformers.utils.logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.WARNING):
+            config = model.load_config(ModelArguments(model_type="gpt2", config_overrides="n_layer=1,vocab_size=301"))
+            assert config.eos_token_id is None and config.vocab_size == 301 and caplog.text == ""
+            GPT2Config(vocab_size=301)  # what is left out would be told of
+            assert "eos_token_id" in caplog.text
+    finally:
+        transformers.utils.logging.disable_propagation()
+    named = model.load_config(ModelArguments(model_type="gpt2", config_overrides="vocab_size=301,eos_token_id=7"))
+    assert named.eos_token_id == 7
