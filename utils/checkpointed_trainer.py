@@ -261,6 +261,12 @@ class CheckpointedTrainer(Trainer):
             check_state(resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # A tied weight is saved once: its other name is not missing.
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         with reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)

@@ -163,6 +163,7 @@ class LanguageModelingArguments(TrainingArguments):
         self._check_optimizer()
         self._check_elastic()
         self._check_numbers()
+        self._check_reports()
         self.notes = self._choose_backend()
         if self.enable_jit_checkpoint:
             self.enable_jit_checkpoint: bool = False
@@ -252,6 +253,20 @@ class LanguageModelingArguments(TrainingArguments):
         if self.elastic and other is not None:
             why = "changes the batch size by itself" if engine is None else "keeps a part of the state in each process"
             raise UsageError(f"--elastic does not work with {other}, which {why}; leave one of them out")
+
+    def _check_reports(self) -> None:
+        if self.report_to in ("none", ["none"], "all", ["all"]):
+            return
+        from transformers.integrations import get_available_reporting_integrations
+        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+        for name in [self.report_to] if isinstance(self.report_to, str) else self.report_to or []:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise UsageError(f"--report_to {name}: choose one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
+            if name not in get_available_reporting_integrations():
+                raise UsageError(
+                    f"--report_to {name}: its package is not installed; install it, or leave the flag out"
+                )
 
     def _check_numbers(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
