@@ -222,7 +222,13 @@ def _axis_form(form: str, high: float) -> str:
 
 
 def _steps_axis(last: int) -> dict:
-    return {"format": ",d" if last < 10000 else "~s", "tickCount": 6, "labelOverlap": True, "labelSeparation": 10, "grid": False}
+    return {
+        "format": ",d" if last < 10000 else "~s",
+        "tickCount": 6,
+        "labelOverlap": True,
+        "labelSeparation": 10,
+        "grid": False,
+    }
 
 
 def _decades(low: float, high: float) -> list[float]:

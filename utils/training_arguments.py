@@ -264,7 +264,9 @@ class LanguageModelingArguments(TrainingArguments):
             if name not in INTEGRATION_TO_CALLBACK:
                 raise UsageError(f"--report_to {name}: choose one of none, all, {', '.join(INTEGRATION_TO_CALLBACK)}")
             if name not in get_available_reporting_integrations():
-                raise UsageError(f"--report_to {name}: its package is not installed; install it, or leave the flag out")
+                raise UsageError(
+                    f"--report_to {name}: its package is not installed; install it, or leave the flag out"
+                )
 
     def _check_numbers(self) -> None:
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
