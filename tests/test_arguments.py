@@ -223,6 +223,8 @@ def test_an_old_word_without_a_successor_is_refused_in_files_too(tmp_path):
         (["--learning_rate", "-1"], "--learning_rate -1"),
         (["--num_train_epochs", "-1"], "--num_train_epochs -1"),
         (["--max_steps", "0"], "--max_steps 0"),
+        (["--report_to", "tensorbord"], "--report_to tensorbord: choose one of none, all, "),
+        (["--report_to", "clearml"], "--report_to clearml: its package is not installed"),
         (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1"),
     ],
 )

@@ -162,13 +162,14 @@ def specification(picture: Picture) -> dict:
         "autosize": {"type": "fit-x", "contains": "padding"},
         "data": {"values": _table(picture.curves, has_range), "format": {"type": "csv", "parse": dict.fromkeys("svlh", "number")}},
         "encoding": {
-            "x": {"field": "s", "type": "quantitative", "title": None, "scale": {"nice": False}, "axis": _steps_axis()},
+            "x": {"field": "s", "type": "quantitative", "title": None, "scale": {"nice": False}, "axis": _steps_axis(last)},
             "y": {
                 "field": "v",
                 "type": "quantitative",
                 "title": None,
                 "scale": scale,
-                "axis": {"format": _axis_form(picture.form, high), "tickCount": 5},
+                "axis": {"format": _axis_form(picture.form, high), "tickCount": 5}
+                | ({"values": _decades(low, high)} if is_log else {}),
             },
             "color": {
                 "field": "n",
@@ -220,8 +221,22 @@ def _axis_form(form: str, high: float) -> str:
     return ".4~s" if high >= 1000 else ".4~g"
 
 
-def _steps_axis() -> dict:
-    return {"format": "~s", "tickCount": 6, "grid": False}
+def _steps_axis(last: int) -> dict:
+    return {
+        "format": ",d" if last < 10000 else "~s",
+        "tickCount": 6,
+        "labelOverlap": True,
+        "labelSeparation": 10,
+        "grid": False,
+    }
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten from low to high: Vega itself draws a line for each of 1 to 9."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [
+        value for power in powers for value in (10.0**power, 2 * 10.0**power, 5 * 10.0**power) if low <= value <= high
+    ]
 
 
 CONFIG = {
