@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains GPT, GPT-2 and other causal language models on text: each token is predicted from those before it."""
 
-from utils import arguments
+from utils import arguments, garbage_collection
 from utils.data_arguments import CausalDataArguments
 from utils.errors import run
 
@@ -10,25 +10,26 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(CausalDataArguments, __doc__)
 
-    from transformers import AutoModelForCausalLM
+    with garbage_collection.paused():  # what is imported stays
+        from transformers import AutoModelForCausalLM
 
-    from utils import (
-        corpus,
-        cpu_dropout,
-        device,
-        document_packing,
-        dry_run,
-        elastic,
-        host_memory,
-        log,
-        model,
-        output_folder,
-        packing,
-        stream_packing,
-        training,
-    )
-    from utils.objectives import causal
-    from utils.trainer import LanguageModelingTrainer
+        from utils import (
+            corpus,
+            cpu_dropout,
+            device,
+            document_packing,
+            dry_run,
+            elastic,
+            host_memory,
+            log,
+            model,
+            output_folder,
+            packing,
+            stream_packing,
+            training,
+        )
+        from utils.objectives import causal
+        from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains BERT, RoBERTa, ALBERT and DistilBERT on text: hidden tokens are predicted from all those around them."""
 
-from utils import arguments
+from utils import arguments, garbage_collection
 from utils.data_arguments import MaskedDataArguments
 from utils.errors import run
 
@@ -10,27 +10,28 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(MaskedDataArguments, __doc__)
 
-    from transformers import AutoModelForMaskedLM
+    with garbage_collection.paused():  # what is imported stays
+        from transformers import AutoModelForMaskedLM
 
-    from utils import (
-        chunked_head,
-        corpus,
-        cpu_dropout,
-        device,
-        document_packing,
-        dry_run,
-        elastic,
-        host_memory,
-        log,
-        model,
-        output_folder,
-        packing,
-        stream_packing,
-        tokenization,
-        training,
-    )
-    from utils.objectives import dynamic_masking, masked, predicted_rows
-    from utils.trainer import LanguageModelingTrainer
+        from utils import (
+            chunked_head,
+            corpus,
+            cpu_dropout,
+            device,
+            document_packing,
+            dry_run,
+            elastic,
+            host_memory,
+            log,
+            model,
+            output_folder,
+            packing,
+            stream_packing,
+            tokenization,
+            training,
+        )
+        from utils.objectives import dynamic_masking, masked, predicted_rows
+        from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
 

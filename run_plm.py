@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Trains XLNet on text: tokens are predicted in a random order, each from those that come before it in that order."""
 
-from utils import arguments
+from utils import arguments, garbage_collection
 from utils.data_arguments import PermutedDataArguments
 from utils.errors import run
 
@@ -10,26 +10,27 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(PermutedDataArguments, __doc__)
 
-    from transformers import AutoModelForCausalLM
+    with garbage_collection.paused():  # what is imported stays
+        from transformers import AutoModelForCausalLM
 
-    from utils import (
-        chunked_head,
-        corpus,
-        cpu_dropout,
-        device,
-        dry_run,
-        elastic,
-        host_memory,
-        log,
-        model,
-        output_folder,
-        packing,
-        stream_packing,
-        tokenization,
-        training,
-    )
-    from utils.objectives import dynamic_masking, permutation, predicted_rows, relative_attention
-    from utils.trainer import LanguageModelingTrainer
+        from utils import (
+            chunked_head,
+            corpus,
+            cpu_dropout,
+            device,
+            dry_run,
+            elastic,
+            host_memory,
+            log,
+            model,
+            output_folder,
+            packing,
+            stream_packing,
+            tokenization,
+            training,
+        )
+        from utils.objectives import dynamic_masking, permutation, predicted_rows, relative_attention
+        from utils.trainer import LanguageModelingTrainer
 
     log.set_up(args, notes)
 

@@ -1,10 +1,13 @@
 """Runs the scripts as a user does: in a subprocess, from the project's root."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from warm_python import WarmPython
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -23,18 +26,36 @@ def run(command: list[str], timeout: float = 300, **environment: str) -> subproc
     return subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **environment},
+        env={**surroundings(), **environment},
         capture_output=True,
         text=True,
         timeout=timeout,
     )
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of commands, less the name of the test."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {**kept, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@functools.cache
+def warm_python(**environment: str) -> WarmPython:
+    return WarmPython({**surroundings(), **environment}, ROOT)
+
+
 def run_script(
     script: str, *arguments: str | Path, expect: int = 0, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`."""
-    done = run([sys.executable, script, *map(str, arguments)], **environment)
+    """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`.
+
+    In a fork of a Python that has the libraries imported, unless the environment is another one.
+    """
+    words = [script, *map(str, arguments)]
+    if environment or warm_python().environment != surroundings():
+        done = run([sys.executable, *words], **environment)
+    else:
+        done = warm_python().run(words, timeout=300)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 

@@ -34,7 +34,7 @@ def starts_a_process(function: FunctionType, known: dict[FunctionType, bool]) ->
         known[function] = False  # if it names itself
         names = set(names_in(function.__code__)) if isinstance(function, FunctionType) else set()
         named = [unwrap(value) for value in map(getattr(function, "__globals__", {}).get, names) if callable(value)]
-        known[function] = bool(names & {"subprocess", "Popen"}) or any(
+        known[function] = bool(names & {"subprocess", "Popen", "WarmPython"}) or any(
             starts_a_process(value, known)
             for value in named
             if isinstance(value, FunctionType) and value.__code__.co_filename.startswith(str(TESTS))

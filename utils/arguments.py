@@ -15,7 +15,7 @@ from utils.training_arguments import LanguageModelingArguments  # isort: skip  (
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from utils import command_help, config_file, hub, mistyped, modelscope
+from utils import command_help, config_file, garbage_collection, hub, mistyped, modelscope
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.legacy_arguments import modernize
@@ -71,7 +71,8 @@ def parse(
         place = f"{given[0]}: " if from_file else ""
         raise UsageError(place + mistyped.unknown_flag(unknown[0], known_flags(parser)))
     try:
-        instances = parser.parse_args_into_dataclasses(modernized.argv, look_for_args_file=False)
+        with garbage_collection.paused():  # transformers imports half of itself only here
+            instances = parser.parse_args_into_dataclasses(modernized.argv, look_for_args_file=False)
     except UsageError:
         raise
     except ImportError as error:

@@ -21,22 +21,12 @@ from utils.compressed_files import SUFFIXES, decompressed_copy
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.file_diagnosis import check_short_rows, check_start, check_surrogates, diagnose, is_tsv
+from utils.file_kinds import BUILDERS
 from utils.hub import dataset_name, explain
 from utils.main_process import told_by_main
 from utils.streaming import Stream
 
 logger = logging.getLogger(__name__)
-
-BUILDERS = {
-    ".txt": "text",
-    ".text": "text",
-    ".raw": "text",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-}
 
 Text: TypeAlias = Dataset | Stream
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy
 
-from utils import cann, device_peaks, host_memory
+from utils import cann, device_peaks, garbage_collection, host_memory
 from utils.errors import UsageError, leave, one_line
 
 logger = logging.getLogger(__name__)
@@ -67,10 +67,11 @@ _select_device(sys.argv[1:])
 host_memory.ask_for_huge_pages()
 _uses_npu = cann.prepare_import(sys.argv[1:], NPU_VARIABLES)
 try:
-    import torch  # which imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
+    with garbage_collection.paused():
+        import torch  # which imports torch_npu by itself, unless TORCH_DEVICE_BACKEND_AUTOLOAD=0
 
-    if _uses_npu:
-        import torch_npu  # type: ignore[no-redef]
+        if _uses_npu:
+            import torch_npu  # type: ignore[no-redef]
 except Exception as error:  # ImportError, RuntimeError and, of torch_npu, bare Exception
     if not _uses_npu:
         raise

@@ -101,7 +101,7 @@ def value_of(name: str, words: Sequence[str]) -> str | None:
 def text_flags(folder: str) -> list[str]:
     """The flags that name the text in a folder. Raises UsageError where there is none."""
     from utils.compressed_files import SUFFIXES
-    from utils.corpus import BUILDERS
+    from utils.file_kinds import BUILDERS
 
     if not os.path.isdir(folder):
         raise UsageError(f"--data_path {folder}: no such folder")
@@ -157,13 +157,12 @@ def suit_device(words: Sequence[str], nproc: int, npu_is_here: bool) -> tuple[li
 
     Raises UsageError if there are fewer devices than processes.
     """
-    # cann.asks_for_cpu looks for --use_cpu here, when `device` is imported.
-    sys.argv = ["launch.sh", *words]
-    from utils import device
-
     names = flag_names(words) | set(take_config_file(words)[0])
     if {"use_cpu", "no_cuda"} & names:
         return [], ""
+    sys.argv = ["launch.sh", *words]  # --device_id is looked for here, when `device` is imported
+    from utils import device
+
     kind = device.accelerator()
     if npu_is_here and kind != "npu":
         print(

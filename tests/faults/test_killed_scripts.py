@@ -3,11 +3,9 @@
 tests/faults/test_exact_resume.py has all options, in one process.
 """
 
-import sys
-
 import pytest
 import resume
-from commands import TINY_GPT2, log_history, losses, run, run_script
+from commands import TINY_GPT2, log_history, losses, run_script
 from test_stops import faulty
 
 from utils import checkpoint
@@ -57,8 +55,8 @@ def test_a_script_killed_and_stopped_in_mid_epoch_ends_as_if_it_never_was(script
     assert f"resuming from {first.name}" in done.stdout
     step = int(first.name.split("-")[1]) + 9
     assert 10 < step < 20 and f"checkpoint-{step} is complete" in done.stdout
-    done = run([sys.executable, script, *map(str, words), "--output_dir", str(output)])
-    assert done.returncode == 0 and f"resuming from checkpoint-{step}" in done.stdout, done.stderr
+    done = run_script(script, *words, "--output_dir", output)
+    assert f"resuming from checkpoint-{step}" in done.stdout
     assert len(losses(output)) == 20 and losses(output) == losses(tmp_path / "whole")
     norms = [[entry.get("grad_norm") for entry in log_history(folder)] for folder in (output, tmp_path / "whole")]
     assert norms[0] == norms[1]

@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run
+from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run, run_script, warm_python
 from test_launch_scripts import finish, processes_of, stand_in_python, start, wait_for
 
 from utils import checkpoint, output_folder
@@ -34,15 +33,9 @@ def faulty(
     folder: Path, fault: str, *words: str | Path, expect: int = 0, script: str = "run_clm.py"
 ) -> subprocess.CompletedProcess:
     """The script with a fault, in a process group of its own."""
-    done = subprocess.run(
-        [sys.executable, str(WORKER), script, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "FAULT_DONE": str(folder / "done")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        start_new_session=True,
-    )
+    command = [str(WORKER), script, *map(str, words)]
+    told = {"FAULT": fault, "FAULT_DONE": str(folder / "done")}
+    done = warm_python().run(command, timeout=120, new_session=True, **told)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert (folder / "done").exists(), "the fault did not come"
@@ -193,8 +186,7 @@ def test_sigkill_in_the_all_reduce_and_a_restart_that_ends_alike(files, tmp_path
 def test_another_number_of_ranks_is_refused(files, tmp_path, undisturbed) -> None:
     words = [*TRAIN, *files, "--output_dir", tmp_path / "output"]
     resume = ["--resume_from_checkpoint", undisturbed / "checkpoint-12"]
-    done = run([sys.executable, "run_clm.py", *map(str, words + resume)])
-    assert done.returncode == 2
+    done = run_script("run_clm.py", *words, *resume, expect=2)
     assert "checkpoint-12: was written by 2 processes, this run has 1" in one_error_line(done)
     assert not (tmp_path / "output").exists()
 

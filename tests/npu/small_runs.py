@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import ROOT, run
+from commands import ROOT, run, run_script
 
 HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "simulator"
@@ -101,7 +101,7 @@ def simulated(devices: int = 1, **variables: str) -> dict[str, str]:
 
 def on_cpu(words: list, folder: Path, *more, expect: int = 0, **environment: str) -> subprocess.CompletedProcess:
     """Runs the command in Python; its outputs go to `folder`. Fails if the exit code is not `expect`."""
-    return _run([sys.executable], [*words, *more, "--output_dir", folder], expect, environment)
+    return run_script(*words, *more, "--output_dir", folder, expect=expect, **environment)
 
 
 def on_npu(

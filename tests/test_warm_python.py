@@ -1,0 +1,46 @@
+"""tests/warm_python.py: what runs in a fork is told from a process of its own by its start alone."""
+
+import signal
+import sys
+
+import commands
+import pytest
+
+SHOW = """
+import gc, os, sys
+print(__name__, sys.argv, sys.path[0], os.getcwd(), repr(sys.stdin.read()), sys.stdout.isatty(), gc.isenabled())
+print({name for name in sys.modules if name.partition(".")[0] in ("utils", "commands", "pytest")})
+print(sorted((name, value) for name, value in os.environ.items() if name in ("OMP_NUM_THREADS", "HF_HUB_OFFLINE", "HOME")))
+"""
+
+
+@pytest.mark.parametrize("ending", ["", "sys.exit(7)", "raise ValueError('odd')", "os.kill(os.getpid(), 15)"])
+def test_a_fork_is_as_a_process_of_its_own(ending, tmp_path) -> None:
+    script = tmp_path / "show.py"
+    script.write_text(SHOW + "sys.stdout.flush()\n" + ending)
+    words = [str(script), "--flag", "a value"]
+    fork, own = commands.warm_python().run(words, 60), commands.run([sys.executable, *words])
+    assert (fork.returncode, fork.stdout) == (own.returncode, own.stdout) and "set()" in own.stdout
+    assert ("ValueError: odd" in fork.stderr) == ("ValueError: odd" in own.stderr) == ("odd" in ending)
+
+
+def test_the_libraries_are_there_already(tmp_path) -> None:
+    script = tmp_path / "show.py"
+    script.write_text("import sys; print({'torch', 'datasets', 'transformers.trainer'} - set(sys.modules))")
+    assert commands.run_script(str(script)).stdout == "set()\n"
+    assert commands.run_script(str(script), PYTHONHASHSEED="1").stdout != "set()\n", "not a process of its own"
+
+
+def test_another_environment_gets_a_process_of_its_own(tmp_path, monkeypatch) -> None:
+    commands.warm_python()
+    script = tmp_path / "show.py"
+    script.write_text("import os, sys; print(os.environ['NAME'], 'torch' in sys.modules)")
+    monkeypatch.setenv("NAME", "set here")
+    assert commands.run_script(str(script)).stdout == "set here False\n"
+    assert commands.run_script(str(script), NAME="given").stdout == "given False\n"
+
+
+def test_what_takes_too_long_ends(tmp_path) -> None:
+    (tmp_path / "wait.py").write_text("import time; time.sleep(60)")
+    done = commands.warm_python().run([str(tmp_path / "wait.py")], timeout=1)
+    assert done.returncode == -signal.SIGALRM
