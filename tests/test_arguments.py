@@ -196,7 +196,7 @@ def test_an_old_word_without_a_successor_is_refused_in_files_too(tmp_path):
         (["--bf16", "--loss_scale", "nan"], "--loss_scale nan: expected 'dynamic' or a positive number"),
         (["--use_combine_grad", "--optim", "adafactor"], "--optim adafactor cannot run with --use_combine_grad"),
         (["--bf16", "--fp16_opt_level", "O2", "--optim", "galore_adamw"], "--optim galore_adamw cannot run at O2"),
-        (["--use_combine_grad", "--fsdp"], "--use_combine_grad does not work with --fsdp"),
+        (["--fsdp"], "--fsdp: one process has nobody to share weights with"),
         (["--ddp_comm_hook", "bf16", "--fsdp"], "--ddp_comm_hook bf16: --fsdp sends gradients itself"),
         (["--ddp_comm_hook", "int8"], "--ddp_comm_hook int8: choose one of"),
         (["--model_name_or_path", "gpt2", "--config_overrides", "n_embd=8"], "remove --model_name_or_path"),
