@@ -115,7 +115,9 @@ def run(folder: Path, case: str) -> dict:
         "eval_loss": evaluated["eval_loss"],
         "skipped_steps": logged[-1].get("skipped_steps") if logged else None,
         "notes": trainer.args.notes,
-        "shard": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer.model.parameters()),
+        "shard": sum(
+            p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer.model.parameters()
+        ),
     }
 
 

@@ -115,16 +115,22 @@ def prepare(args) -> list[str]:
     if flag is None:
         return []
     if args.precision.level == "O3":
-        raise UsageError(f"--fp16_opt_level O3 does not work with {flag}, which keeps float32 weights in any case; use O2")
+        raise UsageError(
+            f"--fp16_opt_level O3 does not work with {flag}, which keeps float32 weights in any case; use O2"
+        )
     if args.ddp_comm_hook:
         own = "set communication_data_type in its config" if args.deepspeed else "it sends float32, and leave this out"
         raise UsageError(f"--ddp_comm_hook {args.ddp_comm_hook}: {flag} sends gradients itself; {own}")
     notes = []
     if args.use_combine_grad:
         args.use_combine_grad = False
-        notes.append(f"--use_combine_grad: {flag} keeps gradients in flat buffers of its own; nothing is added to that")
+        notes.append(
+            f"--use_combine_grad: {flag} keeps gradients in flat buffers of its own; nothing is added to that"
+        )
     if args.precision.level == "O2":
-        notes.append(f"--fp16_opt_level O2 is {flag}'s own mixed precision: norms are half too, its shards are the masters")
+        notes.append(
+            f"--fp16_opt_level O2 is {flag}'s own mixed precision: norms are half too, its shards are the masters"
+        )
     if args.deepspeed:
         args.deepspeed = deepspeed_config(args.deepspeed, args.precision, args.loss_scale is not None)
     return notes
@@ -141,7 +147,9 @@ def check(args) -> None:
             "accelerate launch"
         )
     if device.process_count() == 1:
-        raise UsageError("--fsdp: one process has nobody to share weights with; start it with torchrun, or leave it out")
+        raise UsageError(
+            "--fsdp: one process has nobody to share weights with; start it with torchrun, or leave it out"
+        )
 
 
 # ---- DeepSpeed ----
@@ -154,7 +162,9 @@ def deepspeed_config(given: dict[str, Any], precision: Precision, scale_is_asked
     # "auto" is transformers' word: it fills in the flag of the same meaning. What is missing DeepSpeed would not do at all.
     config = {name: "auto" for name in ("train_micro_batch_size_per_gpu", "gradient_clipping")} | given
     config.setdefault("gradient_accumulation_steps", "auto")
-    config["zero_optimization"] = {"stage3_gather_16bit_weights_on_model_save": True} | given.get("zero_optimization", {})
+    config["zero_optimization"] = {"stage3_gather_16bit_weights_on_model_save": True} | given.get(
+        "zero_optimization", {}
+    )
     half = str(precision.dtype).removeprefix("torch.")
     own = {"float16": "fp16", "bfloat16": "bf16"}.get(half)
     for name in ("fp16", "bf16"):
@@ -206,6 +216,11 @@ def let_cpus_shard(accelerator: "Accelerator", plugin: "FullyShardedDataParallel
 def model_stays_in_shards(plugin: "FullyShardedDataParallelPlugin | None") -> bool:
     """Whether transformers would save no whole model, but each rank its shard (SHARDED_STATE_DICT)."""
     return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
+
+
+def whole(number):
+    """A number of which FSDP2 has left each rank its part: added up, and as a plain tensor. Others as they are."""
+    return number.full_tensor() if hasattr(number, "full_tensor") else number
 
 
 # ---- what both need ----

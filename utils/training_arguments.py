@@ -238,7 +238,11 @@ class LanguageModelingArguments(TrainingArguments):
                 f"--optim {optimizer} cannot run with --use_combine_grad: its update is not element-wise, it looks at a "
                 "parameter's shape or at blocks of it; use adamw_torch_fused, or leave --use_combine_grad out"
             )
-        if self.precision.has_master_weights and not self.is_sharded and optimizer.startswith(OPTIMIZERS_WITHOUT_MASTERS):
+        if (
+            self.precision.has_master_weights
+            and not self.is_sharded
+            and optimizer.startswith(OPTIMIZERS_WITHOUT_MASTERS)
+        ):
             raise UsageError(
                 f"--optim {optimizer} cannot run at O2: it updates the model's own weights, past the float32 masters; use "
                 "adamw_torch_fused, or --fp16_opt_level O1"

@@ -8,6 +8,7 @@ import time
 
 from transformers import ProgressCallback, TrainerCallback
 
+from utils import sharding
 from utils.bad_numbers import BadSteps, LossSpike, LossSpikes
 from utils.checkpointed_trainer import CheckpointedTrainer
 from utils.errors import one_line
@@ -95,7 +96,7 @@ class WatchedTrainer(CheckpointedTrainer):
 
     # ---- steps ----
     def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        grad_norm = sharding.whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         self.bad_steps.before_update(grad_norm)
         return grad_norm
 
