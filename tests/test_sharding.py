@@ -185,27 +185,6 @@ def test_a_half_type_with_deepspeed_means_o2(monkeypatch):
     assert args.fp16_opt_level == "O1"
 
 
-# ---- checkpoints ----
-@pytest.mark.parametrize(
-    ("files", "wrote"),
-    [
-        (["model.safetensors", "optimizer.pt"], None),
-        (["pytorch_model_fsdp.bin", "optimizer.bin"], "--fsdp"),
-        (["pytorch_model_fsdp_0", "optimizer_0"], "--fsdp"),
-        (["global_step4", "latest"], "--deepspeed"),
-    ],
-)
-def test_a_checkpoint_goes_on_with_its_own_engine_alone(files, wrote, tmp_path):
-    for name in files:
-        (tmp_path / name).mkdir()
-    for flag in (None, "--fsdp", "--deepspeed"):
-        if flag == wrote:
-            sharding.check_checkpoint(str(tmp_path), flag)
-            continue
-        with pytest.raises(UsageError, match=f"--resume_from_checkpoint {tmp_path}: was written with"):
-            sharding.check_checkpoint(str(tmp_path), flag)
-
-
 def test_parameters_are_counted_where_a_rank_has_none_of_them():
     model = torch.nn.Linear(3, 2)
     assert sharding.parameter_count(model) == 8

@@ -18,9 +18,10 @@ O3                   refused                                   refused
 With DeepSpeed a half type alone means O2, as there, and not O1.
 """
 
+import contextlib
 import json
 import os
-import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def _launched_fsdp_config() -> dict[str, Any]:
         "activation_checkpointing": _is_set("FSDP_ACTIVATION_CHECKPOINTING"),
         "cpu_ram_efficient_loading": _is_set("FSDP_CPU_RAM_EFFICIENT_LOADING"),
     }
+    config["state_dict_type"] = "SHARDED_STATE_DICT"  # accelerate's own default, which is not in the environment
     for name in ("reshard_after_forward", "auto_wrap_policy", "state_dict_type"):
         if value := os.environ.get(f"FSDP_{name.upper()}"):
             config[name] = value
@@ -218,6 +220,26 @@ def model_stays_in_shards(plugin: "FullyShardedDataParallelPlugin | None") -> bo
     return plugin is not None and "FULL_STATE_DICT" not in str(plugin.state_dict_type)
 
 
+@contextlib.contextmanager
+def without_scaler(optimizer) -> Iterator[None]:
+    """Within, accelerate's optimizer steps without the loss scaler.
+
+    To gather or load FSDP2's moments torch has an optimizer without any make them, by a step of zeros, which is no step for
+    a scaler to judge.
+    """
+    scaler, optimizer.scaler = optimizer.scaler, None
+    try:
+        yield
+    finally:
+        optimizer.scaler = scaler
+
+
+def without_tied(state: dict[str, Any], model: "nn.Module") -> dict[str, Any]:
+    """A gathered state dict less the second names of tied weights: gathered, they no longer share memory, by which
+    transformers tells."""
+    return {name: tensor for name, tensor in state.items() if name not in model.all_tied_weights_keys}
+
+
 def whole(number):
     """A number of which FSDP2 has left each rank its part: added up, and as a plain tensor. Others as they are."""
     return number.full_tensor() if hasattr(number, "full_tensor") else number
@@ -227,22 +249,3 @@ def whole(number):
 def parameter_count(model: "nn.Module") -> int:
     """The model's parameters, shared ones once, also where DeepSpeed's ZeRO-3 has left a rank none of their values."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
-
-
-def check_checkpoint(checkpoint: str, flag: str | None) -> None:
-    """Raises UsageError for a checkpoint whose state is not as the engine of `flag`, or none, keeps it."""
-    names = os.listdir(checkpoint) if os.path.isdir(checkpoint) else []
-    wrote = None
-    if any(name.startswith("pytorch_model_fsdp") for name in names):
-        wrote = "--fsdp"
-    elif any(re.fullmatch(r"global_step\d+", name) for name in names):
-        wrote = "--deepspeed"
-    if wrote != flag:
-        raise UsageError(
-            f"--resume_from_checkpoint {checkpoint}: was written {_with(wrote)}, and this run is {_with(flag)}; go on as it "
-            "began, or begin anew with the weights that it saved, by --model_name_or_path"
-        )
-
-
-def _with(flag: str | None) -> str:
-    return "without --fsdp and --deepspeed" if flag is None else f"with {flag}"

@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 
-from utils import compilation, data_loading, device, elastic, gradient_compression, sharding, stream_position
+from utils import (
+    compilation,
+    data_loading,
+    device,
+    elastic,
+    gradient_compression,
+    sharding,
+    stream_position,
+)
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -30,6 +38,8 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
     """Trainer for LanguageModelingArguments, with what ObjectiveTrainer takes."""
 
     optimizer: Any  # torch's, ours or apex's, and while training in accelerate's wrapper
+
+    model: Any  # transformers', or of the class that FSDP2 makes of its
 
     def __init__(self, *arguments, **named):
         self.complete_model_card: Callable[[], None] | None = None  # called whenever transformers has written it
@@ -176,8 +186,6 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         )
 
     def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
-        if resume_from_checkpoint is not None:
-            sharding.check_checkpoint(resume_from_checkpoint, sharding.engine_flag(self.args))
         place = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
         if self.stream_loader is None or resume_from_checkpoint is None:
             return place
@@ -237,8 +245,18 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.
+        if state_dict is not None and self.is_fsdp_enabled:
+            state_dict = sharding.without_tied(state_dict, self.model)
         with self._float32_weights():
             super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        with sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext():
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         with self._float32_weights():
