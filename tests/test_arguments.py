@@ -215,7 +215,7 @@ def test_an_old_word_without_a_successor_is_refused_in_files_too(tmp_path):
         (["--device_id", "-1"], "--device_id -1"),
         (["--output_dir", __file__], f"--output_dir {__file__}: is a file"),
         (["--save_strategy", "epoch", "--load_best_model_at_end"], "--load_best_model_at_end"),
-        (["--deepspeed", '{"zero_optimization": {"stage": 1}}'], "--deepspeed"),
+        (["--deepspeed", '{"zero_optimization": {"stage": 1}}'], "pip install deepspeed"),
         (["--lr_scheduler_kwargs", "{oops"], "--lr_scheduler_kwargs"),
         (["--accelerator_config", "no.json"], "--accelerator_config"),
         (["--seed", "-1"], "--seed -1"),

@@ -1,15 +1,13 @@
 """FSDP2 and DeepSpeed's ZeRO on two processes of a CPU, beside plain data parallelism on the same samples."""
 
-import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import sharded_worker
 import torch
-from commands import TINY_GPT2, losses, results, run, run_distributed
+from commands import ROOT, TINY_GPT2, losses, results, run, run_distributed
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -17,9 +15,11 @@ from utils.objectives import causal
 
 FSDP_CASES = [name for name in sharded_worker.CASES if name.startswith(("plain", "fsdp"))]
 ZERO_CASES = [name for name in sharded_worker.CASES if name.startswith("zero")]
+DEEPSPEED = ROOT / ".venv" / "deepspeed"
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed"
+    not DEEPSPEED.is_dir(), reason="no .venv/deepspeed: scripts/test.sh installs it there"
 )
+WITH_DEEPSPEED = {"PYTHONPATH": str(DEEPSPEED), "DS_ACCELERATOR": "cpu"}
 
 
 def run_cases(folder: Path, cases: list[str], **environment: str) -> dict[str, list[dict]]:
@@ -40,8 +40,7 @@ def fsdp(folder) -> dict[str, list[dict]]:
 
 @pytest.fixture(scope="module")
 def zero(folder) -> dict[str, list[dict]]:
-    resumed = [f"{name}_resumed" for name in ZERO_CASES if name.endswith("_saved")]
-    return run_cases(folder, [*ZERO_CASES, *resumed], DS_ACCELERATOR="cpu")
+    return run_cases(folder, [*ZERO_CASES, "zero1_resumed", "zero2_resumed", "zero3_resumed"], **WITH_DEEPSPEED)
 
 
 def loss_in_this_process(folder: Path) -> float:
@@ -152,7 +151,7 @@ def test_zero_in_half_precision_stays_near_float32(zero, case):
 @needs_deepspeed
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_goes_on_bit_for_bit(zero, folder, stage):
-    case = f"zero{stage}_saved"
+    case = f"zero{stage}"
     assert zero[f"{case}_resumed"][0]["losses"] == zero[case][0]["losses"]
     assert difference(folder / case, folder / f"{case}_resumed") == 0
 
@@ -160,39 +159,45 @@ def test_zero_goes_on_bit_for_bit(zero, folder, stage):
 # ---- as a user runs it ----
 SCRIPT = [
     *TINY_GPT2, "--block_size", 32, "--per_device_train_batch_size", 4, "--max_steps", 4, "--logging_steps", 1,
-    "--save_steps", 2, "--do_train", "--do_eval", "--bf16", "--fp16_opt_level", "O2", "--use_combine_grad", "--use_cpu",
+    "--save_steps", 2, "--do_train", "--do_eval", "--fp16_opt_level", "O2", "--use_combine_grad", "--use_cpu",
+]  # fmt: skip
+ACCELERATE_LAUNCH = [
+    sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+    "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
+    "--fsdp_state_dict_type", "FULL_STATE_DICT", "--mixed_precision", "bf16", "--dynamo_backend", "no",
+    "--main_process_port", "0",
 ]  # fmt: skip
 
 
-def test_run_clm_with_fsdp_goes_on_after_a_stop(files, tmp_path):
-    """By torchrun and --fsdp; the second start finds the run unfinished and goes on from its checkpoint."""
-    folder = tmp_path / "output"
-    words = [*SCRIPT, *files, "--fsdp", "--output_dir", folder]
-    run_distributed("run_clm.py", *words)
-    whole = losses(folder)
-    shutil.rmtree(folder / "checkpoint-4")
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"finished": False}))
-    done = run_distributed("run_clm.py", *words)
-    assert "checkpoint-2" in done.stderr + done.stdout
-    assert losses(folder) == whole
+def test_run_clm_goes_on_by_another_launcher(files, tmp_path):
+    """torchrun with --fsdp begins, `accelerate launch` goes on from the first checkpoint: to the last bit the same run."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    words = [*SCRIPT, *files]
+    done = run_distributed("run_clm.py", *words, "--bf16", "--fsdp", "--output_dir", whole)
     assert "--use_combine_grad: --fsdp keeps gradients in flat buffers" in done.stderr + done.stdout
-    AutoModelForCausalLM.from_pretrained(folder)
-    done = run_distributed("run_clm.py", *SCRIPT, *files, "--output_dir", tmp_path / "other", "--resume_from_checkpoint", folder / "checkpoint-2", expect=1)  # fmt: skip
-    assert "was written with --fsdp, and this run is without" in done.stderr
-
-
-def test_accelerate_launch_is_the_same_as_the_flag(files, tmp_path):
-    launcher = [
-        sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
-        "--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP",
-        "--mixed_precision", "bf16", "--dynamo_backend", "no", "--main_process_port", "0",
-    ]  # fmt: skip
-    words = [word for word in SCRIPT if word != "--bf16"]
-    done = run([*launcher, "run_clm.py", *map(str, [*words, *files, "--output_dir", tmp_path / "output"])])
+    assert results(whole)["eval_loss"] > 0
+    words += ["--resume_from_checkpoint", whole / "checkpoint-2", "--output_dir", resumed]
+    done = run([*ACCELERATE_LAUNCH, "run_clm.py", *map(str, words)])
     assert done.returncode == 0, done.stderr[-4000:]
     assert "--fp16_opt_level O2 is --fsdp's own mixed precision" in done.stderr + done.stdout
-    found = results(tmp_path / "output")
-    assert found["eval_loss"] > 0
-    assert (tmp_path / "output" / "checkpoint-4" / "pytorch_model_fsdp_0").is_dir()
-    AutoModelForCausalLM.from_pretrained(tmp_path / "output")
+    assert losses(resumed) == losses(whole)
+    assert difference(resumed, whole) == 0
+    AutoModelForCausalLM.from_pretrained(resumed)
+
+
+@needs_deepspeed
+def test_run_clm_with_deepspeed(files, tmp_path):
+    """ZeRO 2 in bfloat16; what is left loads in transformers, in the type that DeepSpeed computed in."""
+    words = [
+        *SCRIPT,
+        *files,
+        "--bf16",
+        "--deepspeed",
+        '{"zero_optimization": {"stage": 2}}',
+        "--output_dir",
+        tmp_path / "o",
+    ]
+    done = run_distributed("tests/deepspeed_script.py", "run_clm.py", *words, **WITH_DEEPSPEED)
+    assert "--use_combine_grad: --deepspeed keeps gradients in flat buffers" in done.stderr + done.stdout
+    assert losses(tmp_path / "o")[-1] < losses(tmp_path / "o")[0] and results(tmp_path / "o")["eval_loss"] > 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "o").dtype == torch.bfloat16

@@ -75,8 +75,9 @@ def parse(
     except UsageError:
         raise
     except ImportError as error:
-        engine = "--deepspeed: " if "deepspeed" in str(error).lower() else ""
-        raise UsageError(engine + one_line(error)) from error
+        if "deepspeed" in str(error).lower():
+            raise UsageError(f"--deepspeed: {one_line(error)}; pip install deepspeed") from error
+        raise UsageError(one_line(error)) from error
     except (ValueError, TypeError, ArithmeticError, OSError) as error:
         raise UsageError(one_line(error)) from error
     for instance in instances:
