@@ -255,11 +255,14 @@ def test_only_the_main_process_looks(folder, caplog):
     args = SimpleNamespace(
         process_index=0, world_size=1, output_dir=str(folder), overwrite_output_dir=False, dry_run=False, elastic=False
     )
-    args.resume_from_checkpoint = None
+    args.resume_from_checkpoint, args.fsdp, args.deepspeed = None, False, None
     assert claim_for_all(args, SCRIPT, ARGUMENTS).verdict == "finished"
     assert "finished already" in caplog.text
     with pytest.raises(UsageError, match="--seed 1, this one has 2"):
         claim_for_all(args, SCRIPT, ARGUMENTS | {"seed": 2})
+    args.resume_from_checkpoint, args.fsdp = str(checkpoint(folder, 2)), True
+    with pytest.raises(UsageError, match="was written without --fsdp and --deepspeed, and this run is with --fsdp"):
+        claim_for_all(args, SCRIPT, ARGUMENTS)
 
 
 # ---- removal ----

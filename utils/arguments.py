@@ -15,7 +15,7 @@ from utils.training_arguments import LanguageModelingArguments  # isort: skip  (
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from utils import command_help, config_file, garbage_collection, hub, mistyped, modelscope
+from utils import command_help, config_file, garbage_collection, hub, mistyped, modelscope, sharding
 from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.legacy_arguments import modernize
@@ -76,8 +76,9 @@ def parse(
     except UsageError:
         raise
     except ImportError as error:
-        engine = "--deepspeed: " if "deepspeed" in str(error).lower() else ""
-        raise UsageError(engine + one_line(error)) from error
+        if "deepspeed" in str(error).lower():
+            raise UsageError(f"--deepspeed: {one_line(error)}; pip install deepspeed") from error
+        raise UsageError(one_line(error)) from error
     except (ValueError, TypeError, ArithmeticError, OSError) as error:
         raise UsageError(one_line(error)) from error
     for instance in instances:
@@ -131,6 +132,7 @@ def check_run(data: DataArguments, args: LanguageModelingArguments) -> None:
     """Raises UsageError for a run that cannot be, as far as flags alone tell."""
     if not (args.do_train or args.do_eval):
         raise UsageError("nothing to do: add --do_train, --do_eval or both")
+    sharding.check(args)
     if args.do_train and not (data.dataset_name or data.train_file or data.data_mix):
         raise UsageError("--do_train: no training text; add --train_file FILE")
     if args.do_train and data.streaming and args.max_steps <= 0:

@@ -60,6 +60,9 @@ class BadSteps(TrainerCallback):
         """
         self._settle()
         trainer = self.trainer
+        if trainer.is_deepspeed_enabled:
+            self._after_update(norm)
+            return
         if self.limit == 0 or trainer.accelerator.scaler is not None or not isinstance(norm, torch.Tensor):
             return
         optimizer = trainer.combined.optimizer if trainer.combined is not None else trainer.optimizer.optimizer
@@ -78,6 +81,17 @@ class BadSteps(TrainerCallback):
         else:
             self._drop_gradients()
             self._count(step, True)
+
+    def _after_update(self, norm: torch.Tensor | float) -> None:
+        """DeepSpeed has updated by then, except where it has seen an overflow itself: bf16 and fp16 at O2."""
+        skipped = self.trainer.optimizer.step_was_skipped
+        step = self.trainer.state.global_step + 1
+        if not (skipped or self.limit == 0 or math.isfinite(norm)):
+            raise UsageError(
+                f"step {step}: the gradients were not finite, and DeepSpeed has updated with them; no checkpoint holds these "
+                "weights, so the same command goes on from the last one; lower --learning_rate, or use --bf16"
+            )
+        self._count(step, bool(skipped))
 
     def settle(self) -> None:
         """Counts what is still on the device. To be called where the host waits anyway, and before a save.

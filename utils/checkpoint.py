@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,18 +54,37 @@ def staged_folder(output_dir: str | Path, step: int) -> Path:
     return Path(output_dir, STAGING, f"checkpoint-{step}")
 
 
-def commit(staged: Path, run: str | None, step: int, processes: int) -> Path:
+def names_by_size(staged: Path) -> list[str]:
+    """The files in a folder, of any depth, the largest first: every nth name is about an nth of the bytes."""
+    return [
+        path.relative_to(staged).as_posix()
+        for path in sorted(_files_in(staged), key=lambda path: -path.stat().st_size)
+    ]
+
+
+def describe(staged: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Flushes files of a folder and returns {name: (bytes, checksum)}. Raises OSError."""
+    found = {}
+    for name in names:
+        path = staged / name
+        _flush(path)
+        found[name] = (path.stat().st_size, checksum(path))
+    return found
+
+
+def commit(
+    staged: Path, run: str | None, step: int, processes: int, files: dict[str, tuple[int, str]] | None = None
+) -> Path:
     """Flushes what is in `staged_folder`, adds the manifest and makes it the run's newest checkpoint; returns its path.
 
-    For one process to call, after all have written. What stands in its place is replaced if it is this run's, and else
-    kept under another name. Raises OSError, with `staged` still there.
+    For one process to call, after all have written. files: what `describe` found, where several processes have shared that
+    work. What stands in the checkpoint's place is replaced if it is this run's, and else kept under another name. Raises
+    OSError, with `staged` still there.
     """
     output_dir = staged.parent.parent
     final = output_dir / staged.name
-    files = {}
-    for path in _files_in(staged):
-        _flush(path)
-        files[path.relative_to(staged).as_posix()] = (path.stat().st_size, checksum(path))
+    if files is None:
+        files = describe(staged, names_by_size(staged))
     number = 1 + max((manifest.number for _, manifest in own(output_dir, run)), default=0)
     _write_manifest(staged, Manifest(run, number, step, processes, files))
     for folder in {path.parent for path in _files_in(staged)} | {staged, staged.parent}:

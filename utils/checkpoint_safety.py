@@ -13,6 +13,7 @@ from transformers import TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from utils.errors import UsageError, one_line
+from utils.sharded_checkpoint import first_error
 
 PICKLED = (".pt", ".pth", ".bin")
 # What torch says by the same kind of error, and is no fault of a file's.
@@ -36,7 +37,8 @@ def reading(checkpoint: str | None) -> Iterator[None]:
     The reader must unpickle with `weights_only`, as transformers does: a file that asks for anything else then fails.
     """
     try:
-        yield
+        with first_error():
+            yield
     except UsageError:
         raise
     except pickle.UnpicklingError as error:

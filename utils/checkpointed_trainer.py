@@ -26,10 +26,11 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl
 
-from utils import checkpoint, elastic, output_folder
+from utils import checkpoint, elastic, output_folder, sharded_checkpoint
 from utils.checkpoint_safety import check_state, reading
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
+from utils.main_process import told_by_main
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ PROGRESS = ("loss_since_log", "loss_until_log", "last_logged_step", "first_step"
 @dataclass
 class Save:
     """A checkpoint on its way. best: the best model's folder once this is committed. later: what remains to be written.
-    error: why it cannot be. copying: by which weights and moments are copied, before `written`."""
+    error: why it cannot be. copying: by which weights and moments are copied, before `written`. files: with their checksums,
+    where all ranks share in those."""
 
     folder: Path
     step: int
@@ -50,6 +52,7 @@ class Save:
     wants_push: bool = False
     written: Future | None = None
     copying: list[Future] = field(default_factory=list)
+    files: dict[str, tuple[int, str]] | None = None
 
     @property
     def final(self) -> Path:
@@ -117,6 +120,8 @@ class CheckpointedTrainer(Trainer):
         finally:
             self.saving = None
         self._agree(save)
+        if save.error is None and self._thread is None and self._is_sharded:
+            save.files = self._describe_together(save)
         if save.error is None and self._thread is None:
             if self.args.should_save:
                 with self._noting_errors(save):
@@ -146,8 +151,21 @@ class CheckpointedTrainer(Trainer):
         for write in save.later:
             write()
         run = output_folder.run_id(save.final.parent)
-        checkpoint.commit(save.folder, run, save.step, self.args.world_size)
+        checkpoint.commit(save.folder, run, save.step, self.args.world_size, save.files)
         checkpoint.rotate(save.final.parent, run, self.save_total_limit, save.best)
+
+    def _describe_together(self, save: Save) -> dict[str, tuple[int, str]]:
+        """For all ranks to call: each reads its part of the files, so that more ranks need no more time for more shards."""
+        names: list[str] = []
+        found: dict[str, tuple[int, str]] = {}
+        with self._noting_errors(save):
+            names = checkpoint.names_by_size(save.folder) if self.args.should_save else []
+        names = told_by_main(lambda: names)
+        with self._noting_errors(save):
+            found = checkpoint.describe(save.folder, names[self.args.process_index :: self.args.world_size])
+        parts = self._all_ranks(found)
+        self._agree(save)
+        return {name: file for part in parts for name, file in part.items()}
 
     def _committed(self, save: Save) -> None:
         self.last_saved = save.final
@@ -195,7 +213,8 @@ class CheckpointedTrainer(Trainer):
         itself cannot be done without: a UsageError."""
         save = save or self.saving
         try:
-            yield
+            with sharded_checkpoint.first_error():
+                yield
         except (OSError, SafetensorError, RuntimeError) as error:
             if not _is_of_writing(error):
                 raise
@@ -226,8 +245,11 @@ class CheckpointedTrainer(Trainer):
     @property
     def _deferred(self) -> Save | None:
         """The checkpoint on its way, if a thread is to write it."""
-        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        return self.saving if self._thread is not None and self.args.should_save and not is_sharded else None
+        return self.saving if self._thread is not None and self.args.should_save and not self._is_sharded else None
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         if (save := self._deferred) is not None:
@@ -259,6 +281,7 @@ class CheckpointedTrainer(Trainer):
         self.wait_for_copies()
         with reading(resume_from_checkpoint):
             check_state(resume_from_checkpoint)
+            sharded_checkpoint.check_plain(resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from utils import device, result_labels
 from utils.errors import UsageError, one_line
+from utils.sharding import parameter_count
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def show(trainer, figures_of_text: dict, checkpoint: str | None = None) -> None:
 def plan(trainer, text: dict, checkpoint: str | None = None) -> list[tuple[str, str]]:
     """(what, in words) of what is known without training a step."""
     args, model = trainer.args, trainer.model
-    count = model.num_parameters()
+    count = parameter_count(model)
     precision = f"{args.precision.level}, {str(args.precision.dtype).removeprefix('torch.')}"
     lines = [
         ("device", f"{device.display_name(args.device, args.world_size)}, {device.describe(args.device)}"),

@@ -19,6 +19,7 @@ from utils.hub import CANONICAL_MODELS, explain
 from utils.model_arguments import ModelArguments
 from utils.native_activations import use_native_activations
 from utils.packing import position_count
+from utils.sharding import parameter_count
 from utils.streaming import Stream
 from utils.training_arguments import LanguageModelingArguments
 
@@ -198,7 +199,7 @@ def _make(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTra
             else f"--model_type {model.model_type}"
         )
         raise UsageError(f"{given}: {one_line(error)[:200]}; give sizes that fit each other") from error
-    logger.info("from scratch: %.2fM parameters", made.num_parameters() / 1e6)
+    logger.info("from scratch: %.2fM parameters", parameter_count(made) / 1e6)
     return made
 
 

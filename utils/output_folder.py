@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import checkpoint, dry_run
+from utils import checkpoint, dry_run, sharded_checkpoint, sharding
 from utils.errors import UsageError
 from utils.main_process import told_by_main
 
@@ -127,7 +127,7 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
 
     def recover_and_claim() -> Claim:
         checkpoint.recover(args.output_dir)
-        return claim(
+        found = claim(
             args.output_dir,
             script,
             arguments,
@@ -135,6 +135,9 @@ def claim_for_all(args, script: str, arguments: dict) -> Claim:
             args.resume_from_checkpoint,
             None if args.elastic else args.world_size,
         )
+        if found.checkpoint is not None:
+            sharded_checkpoint.check_engine(found.checkpoint, sharding.engine_flag(args))
+        return found
 
     verdict = told_by_main(recover_and_claim)
     if verdict.note and args.process_index == 0:

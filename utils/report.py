@@ -15,6 +15,7 @@ from pathlib import Path
 
 from utils import past_run
 from utils.errors import UsageError, leave, one_line
+from utils.sharding import parameter_count
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def record(trainer, row: list[str], yaml: str) -> dict:
         "environment": environment.describe(args.device, args.world_size),
         "model": {
             "kind": config.model_type,
-            "parameters": trainer.model.num_parameters(),
+            "parameters": parameter_count(trainer.model),
             "vocabulary": config.vocab_size,
             "precision": f"{args.precision.level}, {str(args.precision.dtype).removeprefix('torch.')}",
             "combined gradients": bool(args.use_combine_grad),

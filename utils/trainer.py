@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 
-from utils import compilation, data_loading, device, elastic, gradient_compression, stream_position
+from utils import (
+    compilation,
+    data_loading,
+    device,
+    elastic,
+    gradient_compression,
+    sharding,
+    stream_position,
+)
 from utils.amp import LossScaler, autocast, cast_model, read_overflow_on_the_host
 from utils.apex_amp import ApexScaler
 from utils.combine_grad import CombinedOptimizer
@@ -31,10 +39,13 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
 
     optimizer: Any  # torch's, ours or apex's, and while training in accelerate's wrapper
 
+    model: Any  # transformers', or of the class that FSDP2 makes of its
+
     def __init__(self, *arguments, **named):
         self.complete_model_card: Callable[[], None] | None = None  # called whenever transformers has written it
         self.stream_loader: stream_position.StreamLoader | None = None
         self._model_is_cast = False
+        self._fsdp_plugin: Any = None
         super().__init__(*arguments, **named)
         data_loading.settle(self.args, self.train_dataset)
         self.add_callback(EpochBegins())
@@ -47,15 +58,21 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         with compilation.any_backend(self.args):
             built = super()._build_accelerator_args(**named)
         compilation.let_through(built["dynamo_plugin"], self.args.torch_compile_backend)
+        self._fsdp_plugin = built["fsdp_plugin"]
+        if self._fsdp_plugin is not None and self.args.precision.level == "O2":
+            self._fsdp_plugin.mixed_precision_policy = sharding.fsdp_policy(self.args.precision)
         return {**built, "mixed_precision": "no"}
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
+        if self._fsdp_plugin is not None:
+            sharding.let_cpus_shard(self.accelerator, self._fsdp_plugin)
+            self.is_fsdp_enabled = True
         gradient_compression.set_up(self.accelerator, self.args.ddp_comm_hook)
         precision = self.args.precision
         if self.args.half_precision_backend == "apex":
             self.accelerator.scaler = ApexScaler(precision.level, precision.loss_scale, self.args.use_combine_grad)
-        elif precision.loss_scale is not None:
+        elif precision.loss_scale is not None and not self.args.deepspeed:
             # From here accelerate scales the loss, sees skipped steps, and Trainer saves and loads scaler.pt.
             self.accelerator.scaler = LossScaler(self.args.device.type, precision.loss_scale)
             if precision.dtype == torch.float16 and not device.shows_overflow(self.args.device):
@@ -75,7 +92,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         context = super().compute_loss_context_manager()
-        if self.apex is None:
+        if self.apex is None and not self.args.deepspeed:  # which has its own
             context.enter_context(autocast(self.args.precision, self.args.device.type))
         return context
 
@@ -95,7 +112,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
                 join=self.args.use_combine_grad,
                 fold_clip=device.fused_adamw_obeys_grad_scale(self.args.device),
             )
-        elif self.args.precision.loss_scale is not None:
+        elif self.accelerator.scaler is not None:
             read_overflow_on_the_host(optimizer)
         return self.optimizer
 
@@ -113,11 +130,20 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
             )
 
     def evaluation_loop(self, *arguments, **named):
-        self._cast_model()  # where nothing was trained before
+        # Where nothing was trained before.
+        self._cast_model()
+        self._shard_model()
         return super().evaluation_loop(*arguments, **named)
 
+    def _shard_model(self) -> None:
+        """Lets FSDP2 have the model, which accelerate gives it only together with an optimizer."""
+        if self.is_fsdp_enabled and not self.accelerator._models:
+            self.create_optimizer()
+            self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+            self.model_wrapped = self.model
+
     def _cast_model(self) -> dict:
-        if self._model_is_cast or self.apex is not None or not self.args.precision.casts_model:
+        if self._model_is_cast or self.apex is not None or self.args.is_sharded or not self.args.precision.casts_model:
             return {}
         self._model_is_cast = True
         return cast_model(self.model, self.args.precision)
@@ -210,10 +236,27 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
                 grad_norm = self.apex.grad_norm()
         return super()._get_grad_norm(model, grad_norm=grad_norm)
 
+    def save_model(self, output_dir=None, _internal_call=False) -> None:
+        if sharding.model_stays_in_shards(self._fsdp_plugin) and not _internal_call:
+            # A checkpoint may hold shards alone; the model that training leaves behind is whole.
+            whole = self.accelerator.get_state_dict(self.model)
+            self._save(output_dir, state_dict=whole)
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir=None, state_dict=None) -> None:
         # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.
+        if state_dict is not None and self.is_fsdp_enabled:
+            state_dict = sharding.without_tied(state_dict, self.model)
         with self._float32_weights():
             super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        with sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext():
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        with sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext():
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         with self._float32_weights():

@@ -8,6 +8,7 @@ from utils.data_arguments import DataArguments
 from utils.errors import UsageError, one_line
 from utils.metrics import perplexity
 from utils.model_arguments import ModelArguments
+from utils.sharding import parameter_count
 from utils.trainer import LanguageModelingTrainer
 from utils.training_arguments import LanguageModelingArguments
 
@@ -68,7 +69,7 @@ def publish(
     facts = {
         "task": task,
         "kind": trainer.model.config.model_type,
-        "parameters": trainer.model.num_parameters(),
+        "parameters": parameter_count(trainer.model),
         "text": source,
         "precision": f"{args.precision.level} ({str(args.precision.dtype).removeprefix('torch.')})",
         "devices": row[0],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from utils import device  # isort: skip  (before transformers: it tells in one line why torch_npu cannot be imported)
 from transformers import TrainingArguments
 
-from utils import apex_backend, compilation, data_loading
+from utils import apex_backend, compilation, data_loading, sharding
 from utils.agreement import meet_after_restart
 from utils.amp import LEVELS, Precision, choose_precision
 from utils.durations import seconds_of
@@ -154,17 +154,19 @@ class LanguageModelingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         self.precision: Precision  # set below; no field, so that it is no flag
         self.config_text = ""  # the run as a config file; by parse
+        sharding.take_up_launcher(self)
         try:
             self.precision = choose_precision(self.fp16, self.bf16, self.fp16_opt_level, self.loss_scale)
             if self.device_id is not None and not self.use_cpu:
                 device.check_device_id(self.device_id)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        self.notes = sharding.prepare(self)
         self._check_optimizer()
         self._check_elastic()
         self._check_numbers()
         self._check_reports()
-        self.notes = self._choose_backend()
+        self.notes += self._choose_backend()
         if self.enable_jit_checkpoint:
             self.enable_jit_checkpoint: bool = False
             self.notes.append(
@@ -203,7 +205,12 @@ class LanguageModelingArguments(TrainingArguments):
     @property
     def layers_are_patched(self) -> bool:
         """Whether apex, FSDP or DeepSpeed reaches into the model's layers: they are to stay as transformers made them."""
-        return self.half_precision_backend == "apex" or bool(self.fsdp or self.deepspeed)
+        return self.half_precision_backend == "apex" or self.is_sharded
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed holds the weights, and with them mixed precision and gradients."""
+        return sharding.engine_flag(self) is not None
 
     @property
     def splits(self) -> list[str]:
@@ -218,8 +225,7 @@ class LanguageModelingArguments(TrainingArguments):
         if asked != "apex":
             return []
         half_type = "fp16" if self.fp16 else "bf16" if self.bf16 else None
-        sharded = bool(self.fsdp or self.deepspeed)
-        reason = apex_backend.why_native(self.precision.level, half_type, self.do_train, sharded)
+        reason = apex_backend.why_native(self.precision.level, half_type, self.do_train, self.is_sharded)
         if reason is not None:
             return [f"--half_precision_backend apex is now native ({reason})"]
         self.half_precision_backend = "apex"
@@ -232,23 +238,18 @@ class LanguageModelingArguments(TrainingArguments):
                 f"--optim {optimizer} cannot run with --use_combine_grad: its update is not element-wise, it looks at a "
                 "parameter's shape or at blocks of it; use adamw_torch_fused, or leave --use_combine_grad out"
             )
-        if self.precision.has_master_weights and optimizer.startswith(OPTIMIZERS_WITHOUT_MASTERS):
+        if (
+            self.precision.has_master_weights
+            and not self.is_sharded
+            and optimizer.startswith(OPTIMIZERS_WITHOUT_MASTERS)
+        ):
             raise UsageError(
                 f"--optim {optimizer} cannot run at O2: it updates the model's own weights, past the float32 masters; use "
                 "adamw_torch_fused, or --fp16_opt_level O1"
             )
-        if (self.fsdp or self.deepspeed) and self.ddp_comm_hook:
-            engine, own = ("--deepspeed", "communication_data_type") if self.deepspeed else ("--fsdp", "reduce_dtype")
-            raise UsageError(f"--ddp_comm_hook {self.ddp_comm_hook}: {engine} sends gradients itself; set its {own}")
-        if (self.fsdp or self.deepspeed) and (self.use_combine_grad or self.precision.casts_model):
-            engine = "--deepspeed" if self.deepspeed else "--fsdp"
-            asked = "--use_combine_grad" if self.use_combine_grad else f"--fp16_opt_level {self.precision.level}"
-            raise UsageError(
-                f"{asked} does not work with {engine}, which shards the weights itself; leave one of them out"
-            )
 
     def _check_elastic(self) -> None:
-        engine = "--deepspeed" if self.deepspeed else "--fsdp" if self.fsdp else None
+        engine = sharding.engine_flag(self)
         other = engine or ("--auto_find_batch_size" if self.auto_find_batch_size else None)
         if self.elastic and other is not None:
             why = "changes the batch size by itself" if engine is None else "keeps a part of the state in each process"

@@ -8,6 +8,7 @@ import time
 
 from transformers import ProgressCallback, TrainerCallback
 
+from utils import sharding
 from utils.bad_numbers import BadSteps, LossSpike, LossSpikes
 from utils.checkpointed_trainer import CheckpointedTrainer
 from utils.errors import one_line
@@ -24,7 +25,7 @@ class SkippedSteps(TrainerCallback):
     """Counts the steps that were skipped because a gradient overflowed, and tells of each."""
 
     def on_step_end(self, args, state, control, optimizer=None, **_):
-        if not optimizer.step_was_skipped:
+        if optimizer.scaler is None or not optimizer.step_was_skipped:  # DeepSpeed tells of its own
             return
         optimizer.scaler.skipped_steps += 1
         logger.warning(
@@ -95,7 +96,7 @@ class WatchedTrainer(CheckpointedTrainer):
 
     # ---- steps ----
     def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        grad_norm = sharding.whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         self.bad_steps.before_update(grad_norm)
         return grad_norm
 
@@ -106,14 +107,19 @@ class WatchedTrainer(CheckpointedTrainer):
                 logs["bad_steps"], self.bad_steps.since_log = self.bad_steps.since_log, 0
             logs |= self.throughput.log()
         if "loss" in logs and (self.args.use_combine_grad or self.args.precision.level != "O0"):
-            scaler = self.accelerator.scaler
-            logs["loss_scale"] = scaler.get_scale() if scaler is not None else 1.0
-            logs["skipped_steps"] = scaler.skipped_steps if scaler is not None else 0
+            logs["loss_scale"], logs["skipped_steps"] = self._scaling()
         super().log(logs, start_time)
         if "loss" in logs:
             if self.args.on_loss_spike == "rollback":
                 self.finish_saves()  # so that the newest can be gone back to
             self.loss_spikes.look(logs["loss"], self._logged_before, self.state.global_step)
+
+    def _scaling(self) -> tuple[float, int]:
+        """The loss scale, and how many steps were skipped for an overflow."""
+        if self.deepspeed is not None:
+            return getattr(self.deepspeed.optimizer, "loss_scale", 1.0), self.deepspeed.skipped_steps
+        scaler = self.accelerator.scaler
+        return (scaler.get_scale(), scaler.skipped_steps) if scaler is not None else (1.0, 0)
 
     def get_batch_samples(self, *arguments, **named):
         if self.state.global_step >= self.state.max_steps:  # stopped after its last step: Trainer would do one more
