@@ -44,6 +44,19 @@ def warm_python(**environment: str) -> WarmPython:
     return WarmPython({**surroundings(), **environment}, ROOT)
 
 
+def run_warm(
+    words: list[str], timeout: float = 300, processes: int | None = None, **environment: str
+) -> subprocess.CompletedProcess | None:
+    """The finished process of `python words`, or of that many ranks, in forks of a Python started in this environment.
+
+    None where the test has changed the environment since that Python was started.
+    """
+    python = warm_python(**environment)
+    if python.environment != {**surroundings(), **environment}:
+        return None
+    return python.run(words, timeout, processes=processes)
+
+
 def run_script(
     script: str, *arguments: str | Path, expect: int = 0, **environment: str
 ) -> subprocess.CompletedProcess:
@@ -52,10 +65,9 @@ def run_script(
     In a fork of a Python that has the libraries imported, unless the environment is another one.
     """
     words = [script, *map(str, arguments)]
-    if environment or warm_python().environment != surroundings():
+    done = run_warm(words) if not environment else None
+    if done is None:
         done = run([sys.executable, *words], **environment)
-    else:
-        done = warm_python().run(words, timeout=300)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -63,9 +75,12 @@ def run_script(
 def run_distributed(
     script: str, *arguments: str | Path, processes: int = 2, expect: int = 0, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Runs the script under torchrun with that many processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = run([*launcher, script, *map(str, arguments)], timeout, **environment)
+    """Runs the script with that many processes; as run_script does, in forks where it can, and else under torchrun."""
+    words = [script, *map(str, arguments)]
+    done = run_warm(words, timeout, processes) if not environment else None
+    if done is None:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        done = run([*launcher, *words], timeout, **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 

@@ -272,7 +272,7 @@ def make_small_wikitext(folder: str | Path, seed: int = 0) -> Path:
     folder, config, rng = Path(folder), "wikitext-2-raw-v1", random.Random(seed)
     (folder / config).mkdir(parents=True, exist_ok=True)
     splits, data_files, sizes = "", "", []
-    for split, articles in (("test", 3), ("train", 15), ("validation", 3)):
+    for split, articles in (("test", 2), ("train", 6), ("validation", 2)):
         rows = [row for _ in range(articles) for row in _article(rng)]
         file = folder / config / f"{split}-00000-of-00001.parquet"
         table = pyarrow.table({"text": pyarrow.array(rows, pyarrow.string())})

@@ -44,3 +44,33 @@ def test_what_takes_too_long_ends(tmp_path) -> None:
     (tmp_path / "wait.py").write_text("import time; time.sleep(60)")
     done = commands.warm_python().run([str(tmp_path / "wait.py")], timeout=1)
     assert done.returncode == -signal.SIGALRM
+
+
+RANKS = """
+import os, sys, time, torch
+torch.distributed.init_process_group("gloo")
+total = torch.ones(1) * (int(os.environ["RANK"]) + 1)
+torch.distributed.all_reduce(total)
+print(os.environ["LOCAL_RANK"], int(total), flush=True)
+if sys.argv[1] == os.environ["RANK"]:
+    sys.exit(2)
+if sys.argv[1] != "none":
+    time.sleep(60)
+"""
+
+
+def test_ranks_meet_and_end_together(tmp_path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    assert sorted(commands.run_distributed(str(script), "none").stdout.split("\n")) == ["", "0 3", "1 3"]
+    assert sorted(commands.run_distributed(str(script), "1", expect=1, timeout=30).stdout.split("\n")) == [
+        "",
+        "0 3",
+        "1 3",
+    ]
+
+
+def test_a_module_runs_as_one(tmp_path) -> None:
+    words = ["-m", "utils.report", "--help"]
+    fork, own = commands.warm_python().run(words, 60), commands.run([sys.executable, *words])
+    assert (fork.returncode, fork.stdout) == (own.returncode, own.stdout) and "usage" in own.stdout
