@@ -31,6 +31,7 @@ CASES: dict[str, dict] = {
     "fsdp_O1": FSDP | {"bf16": True},
     "fsdp_O2": FSDP | {"bf16": True, "fp16_opt_level": "O2", "use_combine_grad": True},
     "fsdp_overflow": FSDP | {"fp16": True, "fp16_opt_level": "O2", "loss_scale": "128"},
+    "fsdp_float32_overflow": FSDP,
     "fsdp_full": FSDP | {"save_steps": STEPS // 2, "save_strategy": "steps"},
     "fsdp_sharded": FSDP | {"save_steps": STEPS // 2, "save_strategy": "steps", "fsdp_config": SHARDED},
     "fsdp_fp16": FSDP
@@ -111,7 +112,7 @@ def make_trainer(folder: Path, options: dict, overflows: bool = False, **more) -
 def run(folder: Path, case: str) -> dict:
     name = case.removesuffix("_resumed")
     resumed = str(folder / name / f"checkpoint-{STEPS // 2}") if case != name else None
-    trainer = make_trainer(folder / case, CASES[name], overflows=case == "fsdp_overflow")
+    trainer = make_trainer(folder / case, CASES[name], overflows=case.endswith("overflow"))
     if case != "fsdp_evaluated":
         trainer.train(resume_from_checkpoint=resumed)
     # Evaluation leaves whole what lies outside the layers.
@@ -125,6 +126,7 @@ def run(folder: Path, case: str) -> dict:
         "norms": [entry["grad_norm"] for entry in logged],
         "eval_loss": evaluated["eval_loss"],
         "skipped_steps": logged[-1].get("skipped_steps") if logged else None,
+        "bad_steps": sum(entry.get("bad_steps", 0) for entry in logged),
         "notes": trainer.args.notes,
         "shard": shard,
     }

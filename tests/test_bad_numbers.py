@@ -1,6 +1,7 @@
 """utils/bad_numbers.py on tiny models: what is not finite updates nothing and is told; a loss that leaps is undone."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -9,7 +10,7 @@ from test_trainer import blocks, logged, trainer_for, weights
 from transformers import TrainerCallback
 
 from utils import device
-from utils.bad_numbers import LossSpikes, sample_ids
+from utils.bad_numbers import BadSteps, LossSpikes, sample_ids
 from utils.errors import UsageError
 
 WAYS = {
@@ -246,3 +247,30 @@ def test_without_a_checkpoint_training_goes_on(tmp_path, caplog) -> None:
 
 def test_a_number_from_the_device_is_read_later() -> None:
     assert device.DeferredNumber(torch.tensor(3.5)).get() == 3.5
+
+
+def deepspeed(skipped: bool, **options) -> BadSteps:
+    """Of a trainer whose engine has made its update, or skipped it, when the norm is known."""
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=True,
+        accelerator=SimpleNamespace(scaler=None),
+        args=SimpleNamespace(max_bad_steps=options.get("max_bad_steps", 2), process_index=0),
+        optimizer=SimpleNamespace(step_was_skipped=skipped),
+        state=SimpleNamespace(global_step=6),
+    )
+    return BadSteps(trainer)
+
+
+def test_what_deepspeed_has_skipped_is_counted() -> None:
+    steps = deepspeed(skipped=True)
+    steps.before_update(math.inf)
+    assert (steps.in_a_row, steps.since_log) == (1, 1)
+    steps.trainer.optimizer.step_was_skipped = False
+    steps.before_update(1.0)
+    assert (steps.in_a_row, steps.since_log) == (0, 1)
+
+
+def test_what_deepspeed_has_updated_with_ends_the_run() -> None:
+    with pytest.raises(UsageError, match="step 7: the gradients were not finite, and DeepSpeed has updated with them"):
+        deepspeed(skipped=False).before_update(math.nan)
+    deepspeed(skipped=False, max_bad_steps=0).before_update(math.nan)

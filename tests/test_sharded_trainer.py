@@ -1,6 +1,7 @@
 """FSDP2 and DeepSpeed's ZeRO on two processes of a CPU, beside plain data parallelism on the same samples."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -112,10 +113,13 @@ def test_a_sharded_checkpoint_has_a_file_of_each_rank(fsdp, folder):
 
 
 def test_an_overflow_in_the_shard_of_one_rank_skips_the_step_on_all(fsdp):
+    """In float16 by the loss scaler, in float32 by --max_bad_steps: the weights stay, so losses are finite."""
     for rank in fsdp["fsdp_overflow"]:
         assert rank["skipped_steps"] == 1
-    losses = fsdp["fsdp_overflow"][0]["losses"]
-    assert all(loss == loss for loss in losses)
+    for rank in fsdp["fsdp_float32_overflow"]:
+        assert rank["bad_steps"] == 1
+    for case in ("fsdp_overflow", "fsdp_float32_overflow"):
+        assert all(math.isfinite(number) for number in [*fsdp[case][0]["losses"], fsdp[case][0]["eval_loss"]])
 
 
 def test_fsdp_evaluates_where_nothing_was_trained(fsdp):
