@@ -234,9 +234,43 @@ def without_scaler(optimizer) -> Iterator[None]:
         optimizer.scaler = scaler
 
 
-def without_tied(state: dict[str, Any], model: "nn.Module") -> dict[str, Any]:
-    """A gathered state dict less the second names of tied weights: gathered, they no longer share memory, by which
-    transformers tells."""
+def layers_to_wrap(model: "nn.Module") -> list[str]:
+    """The classes of the layers that FSDP2 is to gather one at a time: transformers' _no_split_modules, or where a model
+    names none, what it has several of in a list.
+
+    Without what holds the input embedding: that is in a group with the head, whose weight it may be.
+    """
+    from torch.nn import ModuleList
+
+    lists = [module for module in model.modules() if isinstance(module, ModuleList) and len(module) > 1]
+    named = set(model._no_split_modules or ()) or {type(layer).__name__ for layers in lists for layer in layers}
+    embedding = model.get_input_embeddings()
+    holders = {type(module).__name__ for module in model.modules() if embedding in module.modules()}
+    return sorted(named - holders)
+
+
+def give_up_second_biases(model: "nn.Module") -> dict[str, str]:
+    """Takes from BERT-like heads their own name for the bias of their decoder; returns {that name: the decoder's}.
+
+    The decoder shares a group of FSDP2's with the embedding, the head has another, and no parameter may be in two. The
+    decoder alone adds the bias (transformers' BertLMPredictionHead and its kin).
+    """
+    output = model.get_output_embeddings()
+    bias = getattr(output, "bias", None)
+    names = {id(module): name for name, module in model.named_modules()}
+    given_up = {}
+    for module in model.modules():
+        for own, parameter in list(module._parameters.items()):
+            if bias is not None and parameter is bias and module is not output:
+                module.register_parameter(own, None)
+                given_up[f"{names[id(module)]}.{own}"] = f"{names[id(output)]}.bias"
+    return given_up
+
+
+def as_saved(state: dict[str, Any], model: "nn.Module", given_up: dict[str, str]) -> dict[str, Any]:
+    """A gathered state dict as transformers writes it: with the names that were given up, and less the second ones of tied
+    weights, which share no memory once they are gathered; by that transformers tells."""
+    state = state | {name: state[kept] for name, kept in given_up.items() if kept in state}  # rank 0 alone has all
     return {name: tensor for name, tensor in state.items() if name not in model.all_tied_weights_keys}
 
 

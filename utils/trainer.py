@@ -47,6 +47,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         self._model_is_cast = False
         self._fsdp_plugin: Any = None
         super().__init__(*arguments, **named)
+        self._given_up = self._prepare_for_fsdp() if self._fsdp_plugin is not None else {}
         data_loading.settle(self.args, self.train_dataset)
         self.add_callback(EpochBegins())
         if self.args.elastic:
@@ -134,6 +135,11 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         self._cast_model()
         self._shard_model()
         return super().evaluation_loop(*arguments, **named)
+
+    def _prepare_for_fsdp(self) -> dict[str, str]:
+        if self._fsdp_plugin.transformer_cls_names_to_wrap is None:
+            self._fsdp_plugin.transformer_cls_names_to_wrap = sharding.layers_to_wrap(self.model)
+        return sharding.give_up_second_biases(self.model)
 
     def _shard_model(self) -> None:
         """Lets FSDP2 have the model, which accelerate gives it only together with an optimizer."""
@@ -246,7 +252,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
     def _save(self, output_dir=None, state_dict=None) -> None:
         # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.
         if state_dict is not None and self.is_fsdp_enabled:
-            state_dict = sharding.without_tied(state_dict, self.model)
+            state_dict = sharding.as_saved(state_dict, self.model, self._given_up)
         with self._float32_weights():
             super()._save(output_dir, state_dict)
 
