@@ -52,7 +52,7 @@ def main() -> None:
     # Model and trainer.
     host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
-    network = model.load_model(AutoModelForCausalLM, model_args, config)
+    network = model.load_model(AutoModelForCausalLM, model_args, config, args)
     causal.expect_whole_blocks()
     collate = causal.collate
     if data_args.packing == "documents":

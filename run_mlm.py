@@ -61,7 +61,7 @@ def main() -> None:
     # Model and trainer. The head predicts what is hidden, and nothing else.
     host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
-    network = model.load_model(AutoModelForMaskedLM, model_args, config)
+    network = model.load_model(AutoModelForMaskedLM, model_args, config, args)
     varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network)
     cpu_dropout.draw_few_bits(network, args.device.type)
     full_head = data_args.full_head or not masked.predict_only_masked(network)

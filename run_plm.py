@@ -62,7 +62,7 @@ def main() -> None:
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
     host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
-    network = model.load_model(AutoModelForCausalLM, model_args, config)
+    network = model.load_model(AutoModelForCausalLM, model_args, config, args)
     cpu_dropout.draw_few_bits(network, args.device.type)
     relative_attention.leave_out_segments(network)
     relative_attention.follow_half_weights(network)

@@ -16,8 +16,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import tiny
 import torch
 from deepspeed_script import build_no_operators
-from transformers import TrainerCallback
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM, TrainerCallback
 
+from utils import sharding
 from utils.arguments import LanguageModelingArguments
 from utils.objectives import causal
 from utils.trainer import LanguageModelingTrainer
@@ -53,6 +54,31 @@ CASES |= {
 }
 
 
+BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+BERT |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+DISTILBERT = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "dropout": 0.0, "attention_dropout": 0.0}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+XLNET = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "dropout": 0.0}
+FAMILIES: dict[str, dict] = {
+    "bert": BERT,
+    "roberta": BERT | {"pad_token_id": 1},
+    "albert": BERT | {"embedding_size": 16},
+    "distilbert": DISTILBERT,
+    "openai-gpt": GPT,
+    "xlnet": XLNET,
+}
+for family in FAMILIES:
+    CASES |= {f"plain:{family}": {}, f"fsdp:{family}": FSDP}
+    CASES |= {f"zero3:{family}": {"deepspeed": {"zero_optimization": {"stage": 3}}}}
+
+
+def make_model(family: str, args: LanguageModelingArguments) -> torch.nn.Module:
+    auto_class = AutoModelForCausalLM if family in ("openai-gpt", "xlnet") else AutoModelForMaskedLM
+    torch.manual_seed(0)
+    with sharding.whole_at_first(args):
+        return auto_class.from_config(CONFIG_MAPPING[family](vocab_size=tiny.VOCABULARY, **FAMILIES[family]))
+
+
 class Blocks(torch.utils.data.Dataset):
     """Sixteen tokens each, as many blocks as `batches` batches of both ranks."""
 
@@ -79,7 +105,9 @@ class Overflow(TrainerCallback):
         parameter.register_post_accumulate_grad_hook(spoil)
 
 
-def make_trainer(folder: Path, options: dict, overflows: bool = False, **more) -> LanguageModelingTrainer:
+def make_trainer(
+    folder: Path, options: dict, family: str = "", overflows: bool = False, **more
+) -> LanguageModelingTrainer:
     """more: further arguments of training. Two micro-batches of two samples a step and rank; dropout where FSDP saves."""
     os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate leaves it there, for all that comes
     words = {
@@ -97,7 +125,9 @@ def make_trainer(folder: Path, options: dict, overflows: bool = False, **more) -
     }
     args = LanguageModelingArguments(**words | options | more)
     trainer = LanguageModelingTrainer(
-        model=tiny.gpt2(dropout=0.1 if "save_steps" in options and "fsdp" in options else 0.0),
+        model=make_model(family, args)
+        if family
+        else tiny.gpt2(dropout=0.1 if "save_steps" in options and "fsdp" in options else 0.0),
         args=args,
         train_dataset=Blocks(8, seed=1),
         eval_dataset=Blocks(3, seed=2),
@@ -112,7 +142,7 @@ def make_trainer(folder: Path, options: dict, overflows: bool = False, **more) -
 def run(folder: Path, case: str) -> dict:
     name = case.removesuffix("_resumed")
     resumed = str(folder / name / f"checkpoint-{STEPS // 2}") if case != name else None
-    trainer = make_trainer(folder / case, CASES[name], overflows=case.endswith("overflow"))
+    trainer = make_trainer(folder / case, CASES[name], name.partition(":")[2], overflows=case.endswith("overflow"))
     if case != "fsdp_evaluated":
         trainer.train(resume_from_checkpoint=resumed)
     # Evaluation leaves whole what lies outside the layers.

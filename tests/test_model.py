@@ -1,6 +1,7 @@
 """utils/model.py: the configuration from scratch, and what is said where a name or a setting is wrong."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -37,7 +38,8 @@ def test_sizes_that_do_not_fit_name_the_flag_that_gave_them() -> None:
     with pytest.raises(
         UsageError, match="^--config_overrides n_embd=33,n_head=2,n_layer=1: .*divisible.*fit each other"
     ):
-        model.load_model(transformers.AutoModelForCausalLM, arguments, model.load_config(arguments))
+        config = model.load_config(arguments)
+        model.load_model(transformers.AutoModelForCausalLM, arguments, config, SimpleNamespace(deepspeed=None))
 
 
 def test_a_small_vocabulary_has_no_special_ids_outside_it_and_nothing_warns(caplog) -> None:

@@ -70,6 +70,16 @@ def test_fsdp_trains_as_plain_data_parallelism_does(fsdp, folder):
     assert sharded["shard"] + other["shard"] == plain["shard"]
 
 
+@pytest.mark.parametrize("family", sharded_worker.FAMILIES)
+def test_fsdp_trains_every_family(fsdp, folder, family):
+    """What it leaves has the names that transformers gives the weights, and their values to 1e-5."""
+    [plain, _], [sharded, other] = fsdp[f"plain:{family}"], fsdp[f"fsdp:{family}"]
+    assert sharded["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert sharded["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-5)
+    assert difference(folder / f"plain:{family}", folder / f"fsdp:{family}") < 1e-5
+    assert abs(sharded["shard"] - other["shard"]) < 0.05 * plain["shard"]
+
+
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_fsdp_in_bf16_stays_near_float32(fsdp, level):
     """bf16 keeps 8 bits: to 1 %, and not the same."""
@@ -141,6 +151,14 @@ def test_zero_trains_as_plain_data_parallelism_does(fsdp, zero, folder, stage):
     assert sharded["norms"] == pytest.approx(plain["norms"], rel=1e-5)
     assert sharded["eval_loss"] == pytest.approx(plain["eval_loss"], rel=1e-6)
     assert loss_in_this_process(folder / f"zero{stage}") == pytest.approx(sharded["eval_loss"], rel=1e-6)
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("family", sharded_worker.FAMILIES)
+def test_zero_3_trains_every_family_from_the_same_weights(fsdp, zero, folder, family):
+    plain, sharded = fsdp[f"plain:{family}"][0], zero[f"zero3:{family}"][0]
+    assert sharded["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert difference(folder / f"plain:{family}", folder / f"zero3:{family}") < 1e-5
 
 
 @needs_deepspeed

@@ -19,7 +19,7 @@ from utils.hub import CANONICAL_MODELS, explain
 from utils.model_arguments import ModelArguments
 from utils.native_activations import use_native_activations
 from utils.packing import position_count
-from utils.sharding import parameter_count
+from utils.sharding import parameter_count, whole_at_first
 from utils.streaming import Stream
 from utils.training_arguments import LanguageModelingArguments
 
@@ -161,17 +161,21 @@ def check_objective(config: PreTrainedConfig, script: str) -> None:
         raise UsageError(f"{kind}: a model of this kind is trained by {belongs}, not by {script}")
 
 
-def load_model(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+def load_model(
+    auto_class, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
+) -> PreTrainedModel:
     """The model with its saved weights, or with new ones drawn from torch's generator: seed it before.
 
     Its activations are torch's own kernels, as native_activations tells.
     """
-    made = _make(auto_class, model, config)
+    made = _make(auto_class, model, config, args)
     use_native_activations(made)
     return made
 
 
-def _make(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTrainedModel:
+def _make(
+    auto_class, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
+) -> PreTrainedModel:
     if model.model_name_or_path:
         dtype = model.dtype if model.dtype in ("auto", None) else getattr(torch, model.dtype)
         try:
@@ -187,9 +191,10 @@ def _make(auto_class, model: ModelArguments, config: PreTrainedConfig) -> PreTra
                 raise _explain_attention(error, model.attn_implementation) from error
             raise _explain_local(error, "--model_name_or_path", model.model_name_or_path, "weights") from error
     try:
-        made = auto_class.from_config(
-            config, trust_remote_code=model.trust_remote_code, attn_implementation=model.attn_implementation
-        )
+        with whole_at_first(args):
+            made = auto_class.from_config(
+                config, trust_remote_code=model.trust_remote_code, attn_implementation=model.attn_implementation
+            )
     except (ImportError, ValueError) as error:
         if model.attn_implementation is not None:
             raise _explain_attention(error, model.attn_implementation) from error

@@ -194,6 +194,25 @@ def deepspeed_config(given: dict[str, Any], precision: Precision, scale_is_asked
     return config
 
 
+@contextlib.contextmanager
+def whole_at_first(args) -> Iterator[None]:
+    """Within, a new model is made as without ZeRO-3, each process the whole of it; DeepSpeed spreads it when training begins.
+
+    transformers would make it in parts, and draw other weights than elsewhere; of GPT's buffers it would fill rank 0's alone
+    (transformers/integrations/deepspeed.py, initialize_weights_zero3).
+    """
+    if not args.deepspeed:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
 # ---- FSDP2 ----
 def fsdp_policy(precision: Precision) -> "MixedPrecisionPolicy":
     """FSDP2's mixed precision at O2. Gradients are summed over ranks in float32, in which it keeps the shards."""
