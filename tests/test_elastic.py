@@ -136,7 +136,7 @@ def test_each_step_has_the_same_samples_for_any_number_of_processes(drop_last) -
 
 
 def test_what_cannot_be_elastic_is_refused() -> None:
-    args = flags(do_train=True, do_eval=False, max_steps=2)
+    args = flags(do_train=True, do_eval=False, max_steps=2, fsdp=False)
     text = SimpleNamespace(streaming=True, dataset_name=None, train_file=["text.txt"], data_mix=None)
     with pytest.raises(UsageError, match="--elastic: a stream is shared out among so many processes"):
         arguments.check_run(text, args)

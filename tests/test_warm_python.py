@@ -31,13 +31,17 @@ def test_the_libraries_are_there_already(tmp_path) -> None:
     assert commands.run_script(str(script), PYTHONHASHSEED="1").stdout != "set()\n", "not a process of its own"
 
 
-def test_another_environment_gets_a_process_of_its_own(tmp_path, monkeypatch) -> None:
+def test_a_changed_environment_counts(tmp_path, monkeypatch) -> None:
+    """What libraries may read when they are imported means a process of its own."""
     commands.warm_python()
     script = tmp_path / "show.py"
-    script.write_text("import os, sys; print(os.environ['NAME'], 'torch' in sys.modules)")
+    script.write_text("import os, sys; print(os.environ.get('NAME'), 'torch' in sys.modules)")
+    assert commands.run_script(str(script)).stdout == "None True\n"
     monkeypatch.setenv("NAME", "set here")
-    assert commands.run_script(str(script)).stdout == "set here False\n"
+    assert commands.run_script(str(script)).stdout == "set here True\n"
     assert commands.run_script(str(script), NAME="given").stdout == "given False\n"
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert commands.run_script(str(script)).stdout == "set here False\n"
 
 
 def test_what_takes_too_long_ends(tmp_path) -> None:

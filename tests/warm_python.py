@@ -30,18 +30,18 @@ class WarmPython:
         timeout: float,
         new_session: bool = False,
         processes: int | None = None,
-        **variables: str,
+        variables: dict[str, str | None] | None = None,
     ) -> subprocess.CompletedProcess:
         """The finished process of `python command`, output as text; after `timeout` seconds it dies of SIGALRM.
 
         processes: as many of them, ranks of one job as torchrun would start; if one fails the others are ended, and the exit
-        code is 1. variables: of the environment, which the libraries do not read.
+        code is 1. variables: of the environment, which libraries do not read when they are imported; None unsets.
         """
         assert self._process.stdin and self._process.stdout
         with tempfile.TemporaryDirectory() as folder:
             said = [Path(folder, name) for name in ("stdout", "stderr")]
             request = {"command": command, "said": [str(path) for path in said], "timeout": int(timeout)}
-            request |= {"new_session": new_session, "processes": processes, "variables": variables}
+            request |= {"new_session": new_session, "processes": processes, "variables": variables or {}}
             print(json.dumps(request), file=self._process.stdin, flush=True)
             code = int(self._process.stdout.readline())
             return subprocess.CompletedProcess(command, code, *[path.read_text() for path in said])
@@ -89,10 +89,15 @@ def wait_for(children: set[int]) -> int:
     return first
 
 
-def become(command: list[str], said: list[str], timeout: int, new_session: bool, variables: dict[str, str]) -> None:
+def become(
+    command: list[str], said: list[str], timeout: int, new_session: bool, variables: dict[str, str | None]
+) -> None:
     if new_session:
         os.setsid()
-    os.environ.update(variables)
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     opened = [
         os.open(os.devnull, os.O_RDONLY),
         *[os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in said],

@@ -35,7 +35,7 @@ def faulty(
     """The script with a fault, in a process group of its own."""
     command = [str(WORKER), script, *map(str, words)]
     told = {"FAULT": fault, "FAULT_DONE": str(folder / "done")}
-    done = warm_python().run(command, timeout=120, new_session=True, **told)
+    done = warm_python().run(command, timeout=120, new_session=True, variables=told)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert (folder / "done").exists(), "the fault did not come"
