@@ -69,6 +69,7 @@ def test_from_scratch_saved_and_fine_tuned(texts, tmp_path, name):
     family = FAMILIES[name]
     common = ["--train_file", texts / "train.txt", "--validation_file", texts / "validation.txt", *family.length]
     common += ["--per_device_train_batch_size", 32, "--do_train", "--do_eval", "--save_strategy", "no"]
+    common += ["--max_eval_samples", 96]
     scratch, plain, half = (tmp_path / folder for folder in ("scratch", "plain", "half"))
     run_script(
         family.script, *common, "--model_type", name, "--config_overrides", family.overrides, "--vocab_size", 600,
@@ -79,7 +80,7 @@ def test_from_scratch_saved_and_fine_tuned(texts, tmp_path, name):
     assert trained < unigram_entropy(scratch, texts / "validation.txt") - 0.3
 
     # From the saved model on, in float32 and at O2 with combined gradients: the same losses, and it goes on learning.
-    tune = ["--model_name_or_path", scratch, "--max_steps", 20, "--learning_rate", 5e-4, "--logging_steps", 1]
+    tune = ["--model_name_or_path", scratch, "--max_steps", 10, "--learning_rate", 5e-4, "--logging_steps", 1]
     run_script(family.script, *common, *tune, "--output_dir", plain)
     run_script(
         family.script, *common, *tune, "--bf16", "--fp16_opt_level", "O2", "--use_combine_grad", "--output_dir", half
