@@ -264,16 +264,19 @@ def make_tiny_gpt2(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_small_wikitext(folder: str | Path, seed: int = 0) -> Path:
-    """Write made-up articles as parquet files and a card, laid out as in Salesforce/wikitext (one config only)."""
+def make_small_wikitext(folder: str | Path, seed: int = 0, articles: int = 15) -> Path:
+    """Write made-up articles as parquet files and a card, laid out as in Salesforce/wikitext (one config only).
+
+    articles: of the training text.
+    """
     import pyarrow
     import pyarrow.parquet
 
     folder, config, rng = Path(folder), "wikitext-2-raw-v1", random.Random(seed)
     (folder / config).mkdir(parents=True, exist_ok=True)
     splits, data_files, sizes = "", "", []
-    for split, articles in (("test", 2), ("train", 6), ("validation", 2)):
-        rows = [row for _ in range(articles) for row in _article(rng)]
+    for split, count in (("test", 3), ("train", articles), ("validation", 3)):
+        rows = [row for _ in range(count) for row in _article(rng)]
         file = folder / config / f"{split}-00000-of-00001.parquet"
         table = pyarrow.table({"text": pyarrow.array(rows, pyarrow.string())})
         pyarrow.parquet.write_table(table, file)

@@ -48,7 +48,7 @@ def test_the_readmes_command_word_for_word(tmp_path, script, short_name, reposit
     assert command[2:8] == [
         "--model_name_or_path", short_name, "--dataset_name", "wikitext", "--dataset_config_name", "wikitext-2-raw-v1"
     ]  # fmt: skip
-    wikitext = make_small_wikitext(tmp_path / "hub" / "datasets" / "Salesforce" / "wikitext")
+    wikitext = make_small_wikitext(tmp_path / "hub" / "datasets" / "Salesforce" / "wikitext", articles=6)
     [train] = sorted(wikitext.rglob("train*.parquet"))
     torch.manual_seed(0)
     make(tmp_path / "hub" / "models" / repository, Dataset.from_list(pyarrow.parquet.read_table(train).to_pylist()))

@@ -297,7 +297,7 @@ README_COMMAND = [
 
 def test_the_readmes_command_word_for_word(tmp_path):
     make_tiny_gpt2(tmp_path / "hub" / "models" / "openai-community" / "gpt2")
-    make_small_wikitext(tmp_path / "hub" / "datasets" / "Salesforce" / "wikitext")
+    make_small_wikitext(tmp_path / "hub" / "datasets" / "Salesforce" / "wikitext", articles=6)
     words = " ".join(README_COMMAND)
     readme = (Path(__file__).parent.parent / "README.md").read_text().replace(" \\\n    ", " ")
     assert f"python run_clm.py {words} --output_dir ./output" in readme

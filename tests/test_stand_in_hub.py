@@ -107,7 +107,7 @@ for name, rows in splits.items():
     kind = "IterableDataset" if streaming else "Dataset"
     assert [answer[:2] for answer in answers] == [["test", kind], ["train", kind], ["validation", kind]]
     rows = {name: texts for name, _, texts in answers}
-    assert len(rows["train"]) > 100 and len(" ".join(rows["train"]).split()) >= 4_500
+    assert len(rows["train"]) > 200 and len(" ".join(rows["train"]).split()) >= 12_000
     for texts in rows.values():
         assert "" in texts and " = = History = = \n" in texts
         assert all(text == "" or (text.startswith(" ") and text.endswith(" \n")) for text in texts)

@@ -222,7 +222,7 @@ def test_a_data_set_on_the_hub(tmp_path):
         environment = client_environment(hub.url, tmp_path / "home", PYTHONPATH=str(ROOT))
         command = [sys.executable, "-c", FROM_THE_HUB]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["120", "True", "True"], done.stderr
+    assert done.stdout.split() == ["300", "True", "True"], done.stderr
 
 
 @settings(max_examples=60, deadline=None)

@@ -157,7 +157,7 @@ def test_the_readmes_command_on_simulated_npus(hub, tmp_path, script, processes)
     words[-1] = tmp_path / "output"
     as_users_run_it(words, processes, **hub | simulated(processes))
     found = results(tmp_path / "output")
-    assert found["epoch"] == 3.0 and found["eval_loss"] > 0 and found["eval_accuracy"] >= 0
+    assert found["epoch"] == 3.0 and found["eval_accuracy"] > 0
     table = (tmp_path / "output" / "results.md").read_text()
     assert f"| {processes}p-NPU |" in table and "| O2 | 3 |" in table
 
