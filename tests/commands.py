@@ -50,17 +50,17 @@ def warm_python(**environment: str) -> WarmPython:
 
 
 def run_warm(
-    words: list[str], timeout: float = 300, processes: int | None = None, **environment: str
-) -> subprocess.CompletedProcess | None:
+    launcher: list[str], words: list[str], timeout: float = 300, processes: int | None = None, **environment: str
+) -> subprocess.CompletedProcess:
     """The finished process of `python words`, or of that many ranks, in forks of a Python started in this environment.
 
-    None where a variable that libraries read when they are imported has changed since that Python was started.
+    By `launcher` where a variable that libraries read when they are imported has changed since that Python was started.
     """
     python = warm_python(**environment)
     before, now = python.environment, {**surroundings(), **environment}
     changed = {name: now.get(name) for name in before.keys() | now.keys() if now.get(name) != before.get(name)}
     if any(READ_BY_IMPORTS.match(name) for name in changed):
-        return None
+        return run([*launcher, *words], timeout, **environment)
     return python.run(words, timeout, processes=processes, variables=changed)
 
 
@@ -72,9 +72,7 @@ def run_script(
     In a fork of a Python that has the libraries imported, unless the environment is another one.
     """
     words = [script, *map(str, arguments)]
-    done = run_warm(words) if not environment else None
-    if done is None:
-        done = run([sys.executable, *words], **environment)
+    done = run([sys.executable, *words], **environment) if environment else run_warm([sys.executable], words)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -83,11 +81,12 @@ def run_distributed(
     script: str, *arguments: str | Path, processes: int = 2, expect: int = 0, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs the script with that many processes; as run_script does, in forks where it can, and else under torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = [script, *map(str, arguments)]
-    done = run_warm(words, timeout, processes) if not environment else None
-    if done is None:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    if environment:
         done = run([*launcher, *words], timeout, **environment)
+    else:
+        done = run_warm(launcher, words, timeout, processes)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 

@@ -120,7 +120,7 @@ class CheckpointedTrainer(Trainer):
         finally:
             self.saving = None
         self._agree(save)
-        if save.error is None and self._thread is None and self._is_sharded:
+        if save.error is None and self._thread is None and self.args.is_sharded:
             save.files = self._describe_together(save)
         if save.error is None and self._thread is None:
             if self.args.should_save:
@@ -245,11 +245,7 @@ class CheckpointedTrainer(Trainer):
     @property
     def _deferred(self) -> Save | None:
         """The checkpoint on its way, if a thread is to write it."""
-        return self.saving if self._thread is not None and self.args.should_save and not self._is_sharded else None
-
-    @property
-    def _is_sharded(self) -> bool:
-        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return self.saving if self._thread is not None and self.args.should_save and not self.args.is_sharded else None
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         if (save := self._deferred) is not None:

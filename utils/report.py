@@ -15,7 +15,6 @@ from pathlib import Path
 
 from utils import past_run
 from utils.errors import UsageError, leave, one_line
-from utils.sharding import parameter_count
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +27,7 @@ def record(trainer, row: list[str], yaml: str) -> dict:
     trainer: a LanguageModelingTrainer after its run. row: the results row's cells. yaml: the run as a config file.
     """
     from utils import environment, predictions
+    from utils.sharding import parameter_count
 
     args, config = trainer.args, trainer.model.config
     script, argv = environment.script_words()

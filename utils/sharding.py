@@ -68,8 +68,8 @@ def _launched_fsdp_config() -> dict[str, Any]:
         "cpu_offload": _is_set("FSDP_OFFLOAD_PARAMS"),
         "activation_checkpointing": _is_set("FSDP_ACTIVATION_CHECKPOINTING"),
         "cpu_ram_efficient_loading": _is_set("FSDP_CPU_RAM_EFFICIENT_LOADING"),
+        "state_dict_type": "SHARDED_STATE_DICT",  # accelerate's own default, which is not in the environment
     }
-    config["state_dict_type"] = "SHARDED_STATE_DICT"  # accelerate's own default, which is not in the environment
     for name in ("reshard_after_forward", "auto_wrap_policy", "state_dict_type"):
         if value := os.environ.get(f"FSDP_{name.upper()}"):
             config[name] = value

@@ -38,7 +38,6 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
     """Trainer for LanguageModelingArguments, with what ObjectiveTrainer takes."""
 
     optimizer: Any  # torch's, ours or apex's, and while training in accelerate's wrapper
-
     model: Any  # transformers', or of the class that FSDP2 makes of its
 
     def __init__(self, *arguments, **named):
@@ -257,12 +256,15 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
             super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        with sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext():
+        with self._without_scaler():
             super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
-        with sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext():
+        with self._without_scaler():
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _without_scaler(self) -> contextlib.AbstractContextManager:
+        return sharding.without_scaler(self.optimizer) if self.is_fsdp_enabled else contextlib.nullcontext()
 
     def _load_best_model(self) -> None:
         with self._float32_weights():

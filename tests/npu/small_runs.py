@@ -138,11 +138,11 @@ def _launcher(processes: int) -> list[str]:
 
 
 def _run(launcher: list[str], words: list, expect: int, environment: dict) -> subprocess.CompletedProcess:
-    done = None
+    words = [str(word) for word in words]
     if launcher == [sys.executable] and environment == simulated():
-        done = run_warm([str(word) for word in words], **environment)
-    if done is None:
-        done = run([*launcher, *map(str, words)], **environment)
+        done = run_warm(launcher, words, **environment)
+    else:
+        done = run([*launcher, *words], **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return done
 
