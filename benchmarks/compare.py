@@ -245,8 +245,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side that count")
     parser.add_argument("--warm_up", type=int, default=2, help="turns before")
-    parser.add_argument("--eval_batches", type=int, default=4)
-    parser.add_argument("--eval_rounds", type=int, default=5)
+    parser.add_argument("--eval_batches", type=int, default=16)
+    parser.add_argument("--eval_rounds", type=int, default=4)
     parser.add_argument("--output", help="write the result here, as JSON, and beside it the table as .md")
     parser.add_argument("--save", action="store_true", help="keep the ratios as this device's baseline")
     parser.add_argument(

@@ -183,3 +183,17 @@ def test_whole_logits_are_never_in_memory(way):
         chunked_loss.loss_sum(hidden, weight, None, labels, chunk=16).backward()
         chunked_loss.token_sums(hidden.unsqueeze(0), weight, None, labels.unsqueeze(0), chunk=16)
     assert largest.elements == (16 * 1000 if way == "chunks" else weight.numel())
+
+
+@pytest.mark.parametrize("target", range(VOCABULARY))
+def test_of_equal_logits_the_first_is_the_prediction(target):
+    """Equal ones within a tile and in several."""
+    hidden, weight, _, labels = example(torch.float32, bias=False, ignored=False)
+    with torch.no_grad():
+        weight[[3, 5, 9, 10, 22]] = weight[3].clone()
+    labels.fill_(target)
+    expected = functional.linear(hidden, weight).argmax(dim=-1) == labels
+    found = chunked_loss.token_sums(hidden, weight, None, labels)
+    assert found[:, 0].tolist() == expected.sum(1).tolist()
+    if target == 3:
+        assert expected.any()

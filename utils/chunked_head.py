@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from utils import chunked_loss
+from utils import chunked_loss, tiled_loss
 
 
 def give_sums(
@@ -32,7 +32,8 @@ def give_sums(
     if type(head) is not nn.Linear:
         return False
     whole_logits = head.forward
-    head.targets = None
+    head.targets = head.prepacked = None
+    head.parts_to_pack = lambda: tiled_loss.parts_to_pack(head.weight)
 
     def take_targets(_: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
         head.targets = named.pop("targets", None)
@@ -46,7 +47,7 @@ def give_sums(
             labels = functional.pad(labels[:, 1:], (0, 1), value=chunked_loss.IGNORED)
         if head.training:
             return chunked_loss.loss_sum(hidden, head.weight, head.bias, labels, label_smoothing)
-        return chunked_loss.token_sums(hidden, head.weight, head.bias, labels)
+        return chunked_loss.token_sums(hidden, head.weight, head.bias, labels, prepacked=head.prepacked)
 
     head.forward = forward
     hook = model.register_forward_pre_hook(take_targets, with_kwargs=True)
@@ -54,5 +55,5 @@ def give_sums(
     if fits is None or fits():
         return True
     hook.remove()
-    del head.forward
+    del head.forward, head.targets, head.prepacked, head.parts_to_pack
     return False

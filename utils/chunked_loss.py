@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from utils import tiled_loss
+from utils.prepacked_weights import Prepacked
 
 IGNORED = -100
 # The float32 logits of one chunk, in bytes. The weight's gradient is added up once a chunk, which costs little beside the
@@ -52,18 +53,24 @@ def token_sums(
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     chunk: int | None = None,
+    prepacked: Prepacked | None = None,
 ) -> torch.Tensor:
     """Correct predictions, targets and negative log-likelihood (nats) of each sample: float32 of shape (batch, 3).
 
     Arguments as in loss_sum; hidden (batch, rows, width), labels (batch, rows). Positions labelled -100 count nowhere.
+    prepacked: of tiled_loss.parts_to_pack(weight), for products in float32 on a CPU.
     """
     rows, flat = hidden.flatten(0, 1), labels.flatten()
     chunk = chunk or chunk_rows(len(rows), len(weight), rows.device.type)
     dtype, is_target = _product_type(weight), labels != IGNORED
     with torch.autocast(rows.device.type, enabled=False):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        sums_of_rows = tiled_loss.correct_and_losses if _in_tiles(rows, dtype) else _correct_and_losses
-        correct, losses = sums_of_rows(rows.to(dtype), weight, bias, flat.clamp(min=0), chunk)
+        whole = (rows.to(dtype), weight, bias, flat.clamp(min=0), chunk)
+        if _in_tiles(rows, dtype):
+            packed = prepacked.at_second_use() if prepacked is not None and dtype == torch.float32 else None
+            correct, losses = tiled_loss.correct_and_losses(*whole, packed)
+        else:
+            correct, losses = _correct_and_losses(*whole)
     correct, losses = correct.view_as(labels) & is_target, losses.view_as(labels) * is_target
     return torch.stack([correct.sum(1).float(), is_target.sum(1).float(), losses.sum(1).float()], dim=1)
 

@@ -6,7 +6,11 @@ whole logits, in training and in evaluation; an accelerator would rather have fe
 This module knows torch only.
 """
 
+import math
+
 import torch
+
+from utils import prepacked_weights
 
 # Of a tile: with 1,024 rows in float32 8 and 3 MiB of logits. Gradients are products of tiles too, and like them wider.
 COLUMNS = 2048
@@ -84,32 +88,47 @@ def loss_and_gradients(
 
 
 def correct_and_losses(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, chunk: int
+    rows: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    chunk: int,
+    packed: list[torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Whether each row's highest logit is its target's, bool (n,), and the negative log-likelihood of that (nats).
 
-    Arguments as in loss_and_gradients. No more than one tile of logits is in memory.
+    Arguments as in loss_and_gradients; packed: what prepacked_weights makes of parts_to_pack(weight). Of equal logits the
+    first is the highest, as in argmax. No more than one tile of logits is in memory.
     """
     tiles = _tiles(len(weight), COLUMNS_WITHOUT_GRADIENTS)
     memory = rows.new_empty(min(chunk, len(rows)) * tiles[0][1])
     correct, losses = [], []
     for some, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
-        most = total = place = None
-        for start, stop in tiles:
-            z = memory[: len(some) * (stop - start)].view(len(some), stop - start)
-            _product(some, weight, bias, start, stop, z)
-            highest, where = z.max(dim=1)
-            if most is None:
-                most, place = highest, where
-                total = z.sub_(most.unsqueeze(1)).exp_().sum(dim=1)
-                continue
-            place = torch.where(highest > most, where + start, place)  # of equal ones the first, as argmax has it
+        is_highest = torch.zeros(len(some), dtype=torch.bool)
+        of_target, total = some.new_empty(len(some)), some.new_zeros(len(some))
+        most = some.new_full((len(some),), -math.inf)
+        for i, (start, stop) in enumerate(tiles):
+            if packed is not None:
+                z = prepacked_weights.multiply(some, packed[i], None if bias is None else bias[start:stop])
+            else:
+                z = memory[: len(some) * (stop - start)].view(len(some), stop - start)
+                _product(some, weight, bias, start, stop, z)
+            # Only rows whose target is in this tile are searched for the place of the highest: amax is several times faster.
+            highest, here = z.amax(dim=1), ((target >= start) & (target < stop)).nonzero().squeeze(1)
+            own, place = z[here], target[here] - start
+            of_target[here] = own.gather(1, place.unsqueeze(1)).squeeze(1)
+            is_highest &= highest <= most
+            is_highest[here] = (own.argmax(dim=1) == place) & (highest[here] > most[here])
             before, most = most, torch.maximum(most, highest)
             total = total * (before - most).exp() + z.sub_(most.unsqueeze(1)).exp_().sum(dim=1)
-        assert total is not None
-        correct.append(place == target)
-        losses.append(most + total.log() - _of_targets(some, weight, bias, target))
+        correct.append(is_highest)
+        losses.append(most + total.log() - of_target)
     return torch.cat(correct), torch.cat(losses)
+
+
+def parts_to_pack(weight: torch.Tensor) -> list[torch.Tensor]:
+    """The tiles of a head's weight that correct_and_losses multiplies with."""
+    return [weight[start:stop] for start, stop in _tiles(len(weight), COLUMNS_WITHOUT_GRADIENTS)]
 
 
 def _tiles(vocabulary: int, columns: int) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from utils import (
     compilation,
@@ -19,6 +20,7 @@ from utils import (
     device,
     elastic,
     gradient_compression,
+    prepacked_weights,
     sharding,
     stream_position,
 )
@@ -133,7 +135,10 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         # Where nothing was trained before.
         self._cast_model()
         self._shard_model()
-        return super().evaluation_loop(*arguments, **named)
+        with contextlib.ExitStack() as stack:
+            if not self.args.torch_compile:  # which does as much by itself
+                stack.enter_context(prepacked_weights.prepacked(self.model, transposed=(Conv1D,)))
+            return super().evaluation_loop(*arguments, **named)
 
     def _prepare_for_fsdp(self) -> dict[str, str]:
         if self._fsdp_plugin.transformer_cls_names_to_wrap is None:

@@ -1,0 +1,124 @@
+"""utils/prepacked_weights.py against the same layers and models with their weights as they are."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from utils import chunked_head, prepacked_weights, tiled_loss
+from utils.prepacked_weights import prepacked
+
+pytestmark = pytest.mark.skipif(
+    not prepacked_weights._can(), reason="this processor has no kernels for packed weights"
+)
+
+
+@pytest.fixture(autouse=True)
+def small_ones_too(monkeypatch):
+    monkeypatch.setattr(prepacked_weights, "LEAST", 1)
+
+
+def operators(function) -> list[str]:
+    """The names of the products that `function` runs."""
+    with torch.profiler.profile() as profile:
+        function()
+    return [event.name for event in profile.events() if event.name in ("mkldnn::_linear_pointwise", "aten::addmm")]
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(24, 40), nn.Linear(24, 40, bias=False), Conv1D(40, 24)])
+def test_a_layer_gives_the_same_from_its_second_use_on(layer):
+    rows = torch.randn(2, 7, 24)
+    nn.init.normal_(layer.weight)
+    with torch.no_grad():
+        expected = layer(rows)
+        with prepacked(layer, (Conv1D,)) as count:
+            assert count == 1
+            assert torch.equal(layer(rows), expected)
+            assert operators(lambda: layer(rows)) == ["mkldnn::_linear_pointwise"]
+            torch.testing.assert_close(layer(rows), expected, rtol=1e-5, atol=1e-5)
+        assert "forward" not in vars(layer)
+        layer.weight.mul_(2)
+        with prepacked(layer, (Conv1D,)):
+            layer(rows)
+            doubled = layer(rows) - (0 if layer.bias is None else layer.bias)
+        undoubled = expected - (0 if layer.bias is None else layer.bias)
+        torch.testing.assert_close(doubled, 2 * undoubled, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_packed_is_as_it_was():
+    half, own = nn.Linear(8, 8).half(), nn.Linear(8, 8)
+    own.forward = lambda rows: rows
+    with prepacked(nn.ModuleList([half, own, nn.LayerNorm(8), Conv1D(8, 8)])) as count:
+        assert count == 0
+    assert own(3) == 3
+
+
+@pytest.mark.parametrize("way", ["gradients", "autocast"])
+def test_gradients_and_autocast_have_the_plain_layer(way):
+    layer, rows = nn.Linear(8, 8), torch.randn(3, 8)
+    with prepacked(layer) as count, torch.set_grad_enabled(way == "gradients"):
+        assert count == 1
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=way == "autocast"):
+            for _ in range(3):
+                found = layer(rows)
+    assert found.requires_grad == (way == "gradients")
+    assert found.dtype == (torch.bfloat16 if way == "autocast" else torch.float32)
+
+
+def test_a_small_weight_is_not_worth_it(monkeypatch):
+    monkeypatch.setattr(prepacked_weights, "LEAST", 65)
+    with prepacked(nn.Linear(8, 8)) as count:
+        assert count == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_that_gives_sums_has_its_tiles_packed(bias, monkeypatch):
+    monkeypatch.setattr(tiled_loss, "COLUMNS_WITHOUT_GRADIENTS", 20)
+    model = tiny.gpt2().eval()
+    if bias:
+        model.lm_head.bias = nn.Parameter(torch.randn(tiny.VOCABULARY))
+    expected_of = copy.deepcopy(model)
+    assert chunked_head.give_sums(model, shift=True) and chunked_head.give_sums(expected_of, shift=True)
+    ids = torch.stack(tiny.batches(2)).flatten(0, 1)
+    with torch.no_grad():
+        expected = expected_of(input_ids=ids, targets=ids).logits
+        with prepacked(model, (Conv1D,)) as count:
+            assert count == 2 * 4 + 1
+            for _ in range(3):
+                torch.testing.assert_close(model(input_ids=ids, targets=ids).logits, expected, rtol=1e-5, atol=1e-6)
+            packed = operators(lambda: model(input_ids=ids, targets=ids))
+            assert packed == ["mkldnn::_linear_pointwise"] * (2 * 4 + 5)
+            assert len(model.lm_head.prepacked.copies) == 5
+        assert model.lm_head.prepacked is None
+        assert torch.equal(model(input_ids=ids, targets=ids).logits, expected)
+
+
+def test_evaluations_within_training_see_its_weights(tmp_path, monkeypatch):
+    """Packed weights are those of the evaluation's step: three evaluations, as without packing."""
+    from utils.objectives import causal
+    from utils.trainer import LanguageModelingTrainer
+    from utils.training_arguments import LanguageModelingArguments
+
+    def losses(least: int) -> list[float]:
+        monkeypatch.setattr(prepacked_weights, "LEAST", least)
+        args = LanguageModelingArguments(
+            output_dir=str(tmp_path / str(least)), max_steps=6, eval_strategy="steps", eval_steps=2, learning_rate=1e-2,
+            per_device_train_batch_size=4, per_device_eval_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
+            use_combine_grad=True, disable_tqdm=True,
+        )  # fmt: skip
+        samples = [{"input_ids": ids.numpy()} for batch in tiny.batches(4) for ids in batch]
+        model = tiny.gpt2()
+        in_chunks = causal.predict_in_chunks(model)
+        trainer = LanguageModelingTrainer(
+            model=model, args=args, train_dataset=samples, eval_dataset=samples, data_collator=causal.collate,
+            head_gives_sums=in_chunks, token_sums=causal.token_sums,
+        )  # fmt: skip
+        trainer.train()
+        return [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+
+    packed, plain = losses(least=1), losses(least=10**9)
+    assert len(packed) == 3 and packed[2] < 0.95 * packed[0]
+    assert packed == pytest.approx(plain, rel=1e-6)
