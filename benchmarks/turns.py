@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 
+START_METHOD = "spawn"  # a Python of its own, that has imported nothing
+
 
 class SideFailed(Exception):
     """What ended a side, in one line."""
@@ -22,7 +24,7 @@ class Side:
     """
 
     def __init__(self, drive: Callable, arguments: tuple, environment: Mapping[str, str] | None = None):
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START_METHOD)
         self.connection, there = context.Pipe()
         self.process = context.Process(target=guard, args=(drive, arguments, there), daemon=True)
         before = dict(os.environ)

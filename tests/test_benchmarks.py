@@ -5,6 +5,7 @@ What is fast is not asked here. It is measured by hand: see docs/performance.md.
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 
@@ -19,6 +20,15 @@ TINY = {
     "mlm": "num_hidden_layers=1,hidden_size=16,num_attention_heads=2,intermediate_size=32,vocab_size=64",
     "plm": "n_layer=1,d_model=16,n_head=2,d_inner=32,vocab_size=64",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def sides_that_start_quickly():
+    """Sides are forks of a process that has imported what takes seconds: still one process each."""
+    multiprocessing.set_forkserver_preload(["torch", "transformers", "datasets", "benchmarks.compare"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "START_METHOD", "forkserver")
+        yield
 
 
 def tiny(objective: str) -> list[str]:

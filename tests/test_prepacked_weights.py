@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from utils import chunked_head, prepacked_weights, tiled_loss
+from utils import chunked_head, device, prepacked_weights, tiled_loss
 from utils.prepacked_weights import prepacked
 
 pytestmark = pytest.mark.skipif(
@@ -97,15 +97,15 @@ def test_a_head_that_gives_sums_has_its_tiles_packed(bias, monkeypatch):
 
 
 def test_evaluations_within_training_see_its_weights(tmp_path, monkeypatch):
-    """Packed weights are those of the evaluation's step: three evaluations, as without packing."""
+    """Three evaluations, each by the weights of its step; where memory is short, by weights as they are."""
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
     from utils.training_arguments import LanguageModelingArguments
 
-    def losses(least: int) -> list[float]:
-        monkeypatch.setattr(prepacked_weights, "LEAST", least)
+    def losses(free: int) -> list[float]:
+        monkeypatch.setattr(device, "memory", lambda on: {"free": free, "total": free, "peak": 0})
         args = LanguageModelingArguments(
-            output_dir=str(tmp_path / str(least)), max_steps=6, eval_strategy="steps", eval_steps=2, learning_rate=1e-2,
+            output_dir=str(tmp_path / str(free)), max_steps=6, eval_strategy="steps", eval_steps=2, learning_rate=1e-2,
             per_device_train_batch_size=4, per_device_eval_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
             use_combine_grad=True, disable_tqdm=True,
         )  # fmt: skip
@@ -119,6 +119,14 @@ def test_evaluations_within_training_see_its_weights(tmp_path, monkeypatch):
         trainer.train()
         return [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
 
-    packed, plain = losses(least=1), losses(least=10**9)
+    ways = []
+    prepacked_for = prepacked_weights.prepacked
+    monkeypatch.setattr(
+        prepacked_weights, "prepacked", lambda model, transposed: ways.append(1) or prepacked_for(model, transposed)
+    )
+    packed = losses(free=2**30)
+    assert len(ways) == 3
+    plain = losses(free=2**10)
+    assert len(ways) == 3
     assert len(packed) == 3 and packed[2] < 0.95 * packed[0]
     assert packed == pytest.approx(plain, rel=1e-6)
