@@ -58,18 +58,21 @@ def drive(recipe: trainers.Recipe, steps: int, eval_batches: int, connection: Co
     trainer, probe = trainers.make(recipe)
     on = trainer.args.device
     counted = flops.count_model_flops(trainer.model)
-    precision = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else torch.float32
     connection.send(
         {
             "first_loss": probe(),
             "step_flops": counted(recipe.batch, recipe.length) if counted is not None else None,
-            "peak_flops": device.peak_flops(on, precision)[0],
             "parameters": trainer.model.num_parameters(),
         }
     )
+    word = connection.recv()
+    if word == "measure the peak":  # when no other side is at work
+        precision = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else torch.float32
+        connection.send({"peak_flops": device.peak_flops(on, precision)[0]})
+        word = connection.recv()
+    assert word == "train"
     device.reset_peak_memory(on)
     trainer.add_callback(Gate(connection, steps, on))
-    assert connection.recv() == "train"
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     connection.send({"peak_bytes": device.peak_memory(on), "losses": losses, "last_loss": probe()})
@@ -108,6 +111,7 @@ def measure(recipes: dict[str, trainers.Recipe], options: argparse.Namespace) ->
         environment = {} if recipe.is_ours else dict.fromkeys(host_memory.TORCH_VARIABLES, "0")
         sides[name] = Side(drive, (recipe, options.steps, options.eval_batches), environment)
     only_alive(Side.hear)
+    only_alive(lambda side: side.ask("measure the peak"))
     for name, seconds in turns("train", options.rounds, options.warm_up).items():
         found[name]["step_seconds"] = seconds
     only_alive(lambda side: side.ask("finish"))

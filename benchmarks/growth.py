@@ -73,6 +73,8 @@ def sweep(name: str, values: tuple, base: dict, options: argparse.Namespace) -> 
     settings = {value: base | {name: value} | ({"batch": 1} if name == "length" else {}) for value in values}
     sides = {value: Side(drive, (recipe(setting, options), options.steps, 1)) for value, setting in settings.items()}
     known = {value: side.hear() for value, side in sides.items()}
+    for value, side in sides.items():
+        known[value] |= side.ask("measure the peak")
     times = in_turns(sides, "train", options.rounds, 1)
     peaks = {value: side.ask("finish")["peak_bytes"] for value, side in sides.items()}
     for side in sides.values():

@@ -31,7 +31,10 @@ def table(name: str, rows: list[dict]) -> str:
             f"{row['tokens_per_second']:,.0f} | {row['mfu']:.2f} | {row['peak_bytes'] / 2**30:.2f} GiB |"
         )
     step, memory = (exponent(rows, name, key) for key in ("step_seconds", "peak_bytes"))
-    lines += ["", f"Over this range the step grows as the {step:.2f}th power, peak memory as the {memory:.2f}th."]
+    lines += [
+        "",
+        f"Over this range a step grows as the setting to the power of {step:.2f}, peak memory to that of {memory:.2f}.",
+    ]
     return "\n".join(lines)
 
 

@@ -26,9 +26,10 @@ class Side:
     def __init__(self, drive: Callable, arguments: tuple, environment: Mapping[str, str] | None = None):
         context = multiprocessing.get_context(START_METHOD)
         self.connection, there = context.Pipe()
-        self.process = context.Process(target=guard, args=(drive, arguments, there), daemon=True)
+        environment = dict(environment or {})
+        self.process = context.Process(target=guard, args=(drive, arguments, environment, there), daemon=True)
         before = dict(os.environ)
-        os.environ.update(environment or {})
+        os.environ.update(environment)  # for what libraries read when they are imported
         try:
             self.process.start()
         finally:
@@ -63,8 +64,9 @@ class Side:
             self.process.terminate()
 
 
-def guard(drive: Callable, arguments: tuple, connection: Connection) -> None:
+def guard(drive: Callable, arguments: tuple, environment: dict[str, str], connection: Connection) -> None:
     """A side's process: what ends it early is its last outcome."""
+    os.environ.update(environment)  # a fork server's processes have its own
     logging.disable(logging.WARNING)
     try:
         drive(*arguments, connection)

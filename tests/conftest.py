@@ -1,5 +1,6 @@
 """Fixtures that several test files use, and the marks of all tests."""
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -89,3 +90,14 @@ def tokenizers(corpus, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer_without_mask(tokenizers) -> Path:
     return tokenizers("gpt2")
+
+
+@pytest.fixture(scope="module")
+def sides_that_start_quickly() -> Iterator[None]:
+    """Sides are forks of a process that has imported what takes seconds: still one process each."""
+    from benchmarks import turns
+
+    multiprocessing.set_forkserver_preload(["torch", "transformers", "datasets", "benchmarks.compare"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "START_METHOD", "forkserver")
+        yield

@@ -11,6 +11,8 @@ from benchmarks.links import ACHIEVED, CALL, GIGA, MICRO, SYSTEMS, Level, System
 from benchmarks.overlap import Bucket, Compute, simulate
 from benchmarks.two_processes import MeasuredLink, Profile
 
+pytestmark = pytest.mark.usefixtures("sides_that_start_quickly")
+
 
 # ---- links ----
 def link(algorithm: str, count: int = 8, bandwidth: float = 10 * GIGA) -> Level:
