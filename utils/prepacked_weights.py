@@ -45,24 +45,21 @@ def prepacked(model: nn.Module, transposed: tuple[type[nn.Module], ...] = ()) ->
     in a way of its own is left alone; if it has `parts_to_pack`, which gives a list of weights, it finds these in `prepacked`
     (chunked_head's does).
     """
-    changed: list[nn.Module] = []
-    heads: list[nn.Module] = []
-    for module in model.modules():
-        if type(module) is not nn.Linear and type(module) not in transposed or not _gains(module.weight):
-            continue
-        if hasattr(module, "parts_to_pack"):
-            module.prepacked = Prepacked(module.parts_to_pack)
-            heads.append(module)
-        elif "forward" not in vars(module):
-            module.forward = _forward(module, type(module) in transposed)
-            changed.append(module)
-    try:
-        yield len(changed) + len(heads)
-    finally:
-        for module in changed:
-            del module.forward
-        for head in heads:
-            head.prepacked = None
+    with contextlib.ExitStack() as undo:
+        count = 0
+        for module in model.modules() if _can() else ():
+            if type(module) is not nn.Linear and type(module) not in transposed or not _gains(module.weight):
+                continue
+            if hasattr(module, "parts_to_pack"):
+                module.prepacked = Prepacked(module.parts_to_pack)
+                undo.callback(setattr, module, "prepacked", None)
+            elif "forward" not in vars(module):
+                module.forward = _forward(module, type(module) in transposed)
+                undo.callback(delattr, module, "forward")
+            else:
+                continue
+            count += 1
+        yield count
 
 
 def _forward(layer: nn.Module, transposed: bool) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -80,9 +77,7 @@ def _forward(layer: nn.Module, transposed: bool) -> Callable[[torch.Tensor], tor
 
 def _gains(weight: torch.Tensor) -> bool:
     whole = type(weight) in (torch.Tensor, nn.Parameter)  # not a part of a sharded one
-    return (
-        whole and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= LEAST and _can()
-    )
+    return whole and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= LEAST
 
 
 def _can() -> bool:

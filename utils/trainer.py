@@ -135,16 +135,17 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         # Where nothing was trained before.
         self._cast_model()
         self._shard_model()
-        with contextlib.ExitStack() as stack:
-            if self._may_pack_weights():
-                stack.enter_context(prepacked_weights.prepacked(self.model, transposed=(Conv1D,)))
+        with self._packed_weights():
             return super().evaluation_loop(*arguments, **named)
 
-    def _may_pack_weights(self) -> bool:
-        if self.args.device.type != "cpu" or self.args.torch_compile:  # which does as much by itself
-            return False
-        copies = sum(weight.nbytes for weight in self.model.parameters()) * self.args.world_size
-        return 4 * copies <= device.memory(self.args.device)["free"]
+    def _packed_weights(self) -> contextlib.AbstractContextManager:
+        """On a CPU whose memory has room for copies; torch.compile does as much by itself."""
+        if self.args.device.type != "cpu" or self.args.torch_compile:
+            return contextlib.nullcontext()
+        copies = self.model.get_memory_footprint(return_buffers=False) * self.args.world_size
+        if 4 * copies > device.memory(self.args.device)["free"]:
+            return contextlib.nullcontext()
+        return prepacked_weights.prepacked(self.model, transposed=(Conv1D,))
 
     def _prepare_for_fsdp(self) -> dict[str, str]:
         if self._fsdp_plugin.transformer_cls_names_to_wrap is None:
