@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def small_ones_too(monkeypatch):
     monkeypatch.setattr(prepacked_weights, "LEAST", 1)
+    monkeypatch.setattr(prepacked_weights, "ENOUGH_ROWS", 28)
 
 
 def operators(function) -> list[str]:
@@ -29,7 +30,7 @@ def operators(function) -> list[str]:
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(24, 40), nn.Linear(24, 40, bias=False), Conv1D(40, 24)])
-def test_a_layer_gives_the_same_from_its_second_use_on(layer):
+def test_a_layer_gives_the_same_once_it_has_seen_enough_rows(layer):
     rows = torch.randn(2, 7, 24)
     nn.init.normal_(layer.weight)
     with torch.no_grad():
@@ -46,6 +47,15 @@ def test_a_layer_gives_the_same_from_its_second_use_on(layer):
             doubled = layer(rows) - (0 if layer.bias is None else layer.bias)
         undoubled = expected - (0 if layer.bias is None else layer.bias)
         torch.testing.assert_close(doubled, 2 * undoubled, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_all_uses_count():
+    layer = nn.Linear(8, 8)
+    with torch.no_grad(), prepacked(layer):
+        for rows, products in ((1, ["aten::addmm"]), (26, ["aten::addmm"]), (1, ["mkldnn::_linear_pointwise"])):
+            assert operators(lambda: layer(torch.randn(rows, 8))) == products  # noqa: B023
+    with torch.no_grad(), prepacked(layer):
+        assert operators(lambda: layer(torch.randn(4, 7, 8))) == ["mkldnn::_linear_pointwise"]
 
 
 def test_what_cannot_be_packed_is_as_it_was():

@@ -67,7 +67,7 @@ def token_sums(
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         whole = (rows.to(dtype), weight, bias, flat.clamp(min=0), chunk)
         if _in_tiles(rows, dtype):
-            packed = prepacked.at_second_use() if prepacked is not None and dtype == torch.float32 else None
+            packed = prepacked.once_it_pays(len(rows)) if prepacked is not None and dtype == torch.float32 else None
             correct, losses = tiled_loss.correct_and_losses(*whole, packed)
         else:
             correct, losses = _correct_and_losses(*whole)

@@ -36,7 +36,7 @@ def record(trainer, row: list[str], yaml: str) -> dict:
     except Exception as error:  # of whatever a model may do that it never did in training
         logger.warning("%s shows no predictions: %s", PAGE, one_line(error)[:200])
         samples = []
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
+    local = environment.processes_here(args.world_size)
     return {
         "finished": time.strftime("%Y-%m-%d %H:%M"),
         "command": environment.command(script, argv, args.world_size, local),
