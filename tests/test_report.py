@@ -8,11 +8,10 @@ import types
 import browser
 import numpy as np
 import pytest
-import torch
 import vl_convert
 from commands import TINY_GPT2, run_script
 
-from utils import curves, environment, past_run, report, report_page, result_labels, vega
+from utils import curves, past_run, report, report_page, result_labels, vega
 from utils.errors import UsageError
 
 in_a_browser = pytest.mark.skipif(
@@ -225,26 +224,6 @@ def test_sizes() -> None:
         "3 MiB",
         "1.50 GiB",
     ]
-
-
-def test_the_launcher_tells_how_many_processes_share_a_host(monkeypatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert environment.processes_here(16) == 16
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert environment.processes_here(16) == 8
-
-
-def test_the_command_hides_tokens() -> None:
-    words = ["--token", "hf_secret", "--hub-token=hf_secret", "--do_train", "--use_auth_token", "--seed", "3"]
-    assert environment.command("run_clm.py", words, 1, 1) == "python run_clm.py --do_train --seed 3"
-    assert environment.command("run_clm.py", ["--a b"], 16, 8).startswith(
-        "torchrun --nproc_per_node=8 --nnodes=2 run_clm.py '--a"
-    )
-
-
-def test_the_environment_names_what_is_installed() -> None:
-    found = environment.describe(torch.device("cpu"), 2)
-    assert found["device"] == "2 × CPU" and found["torch"] == torch.__version__ and found["exchange"] == "gloo"
 
 
 # ---- in a browser ----
