@@ -192,3 +192,11 @@ def test_an_npu_that_is_not_found_is_told(tmp_path):
 
 def test_nothing_is_missing_where_there_is_no_torch_npu():
     assert device.torch_npu is not None or device.missing_npu() is None
+
+
+def test_the_launcher_tells_how_many_processes_share_a_host(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert device.local_process_count() == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert device.local_process_count() == 8

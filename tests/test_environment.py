@@ -5,13 +5,6 @@ import torch
 from utils import environment
 
 
-def test_the_launcher_tells_how_many_processes_share_a_host(monkeypatch) -> None:
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert environment.processes_here(16) == 16
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert environment.processes_here(16) == 8
-
-
 def test_the_command_hides_tokens() -> None:
     words = ["--token", "hf_secret", "--hub-token=hf_secret", "--do_train", "--use_auth_token", "--seed", "3"]
     assert environment.command("run_clm.py", words, 1, 1) == "python run_clm.py --do_train --seed 3"

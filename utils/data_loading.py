@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from utils import environment
+from utils import device
 from utils.objectives import dynamic_masking
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def settle(args: TrainingArguments, samples: torch.utils.data.Dataset | None) ->
     """Sets args.dataloader_num_workers for these samples, where no number was given."""
     if not args.workers_are_chosen or not isinstance(samples, dynamic_masking.DrawnSamples):
         return
-    processes = environment.processes_here(args.world_size)
+    processes = device.local_process_count()
     args.dataloader_num_workers = workers(
         args.device.type != "cpu", _cores() // processes, _shared_bytes() // processes
     )

@@ -62,6 +62,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_process_count() -> int:
+    """How many of these share this host; all of them where the launcher tells no other number."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", process_count()))
+
+
 torch_npu: Any = None
 _select_device(sys.argv[1:])
 host_memory.ask_for_huge_pages()

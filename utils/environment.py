@@ -44,11 +44,6 @@ def describe(on: torch.device, processes: int) -> dict[str, str]:
     return found
 
 
-def processes_here(processes: int) -> int:
-    """How many of the run's `processes` share this host; all of them where the launcher tells no other number."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-
-
 def command(script: str, argv: Sequence[str], processes: int, local_processes: int) -> str:
     """The command line that started the run, without tokens for the hub.
 

@@ -26,7 +26,7 @@ def record(trainer, row: list[str], yaml: str) -> dict:
 
     trainer: a LanguageModelingTrainer after its run. row: the results row's cells. yaml: the run as a config file.
     """
-    from utils import environment, predictions
+    from utils import device, environment, predictions
     from utils.sharding import parameter_count
 
     args, config = trainer.args, trainer.model.config
@@ -36,7 +36,7 @@ def record(trainer, row: list[str], yaml: str) -> dict:
     except Exception as error:  # of whatever a model may do that it never did in training
         logger.warning("%s shows no predictions: %s", PAGE, one_line(error)[:200])
         samples = []
-    local = environment.processes_here(args.world_size)
+    local = device.local_process_count()
     return {
         "finished": time.strftime("%Y-%m-%d %H:%M"),
         "command": environment.command(script, argv, args.world_size, local),

@@ -19,7 +19,6 @@ from utils import (
     data_loading,
     device,
     elastic,
-    environment,
     gradient_compression,
     prepacked_weights,
     sharding,
@@ -143,9 +142,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         """On a CPU whose memory has room for copies; torch.compile does as much by itself."""
         if self.args.device.type != "cpu" or self.args.torch_compile:
             return contextlib.nullcontext()
-        copies = self.model.get_memory_footprint(return_buffers=False) * environment.processes_here(
-            self.args.world_size
-        )
+        copies = self.model.get_memory_footprint(return_buffers=False) * device.local_process_count()
         if 4 * copies > device.memory(self.args.device)["free"]:
             return contextlib.nullcontext()
         return prepacked_weights.prepacked(self.model, transposed=(Conv1D,))
