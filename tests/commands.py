@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 READ_BY_IMPORTS = re.compile(
-    "HF_|TRANSFORMERS|DATASETS|TOKENIZERS|TORCH|PYTORCH|PYTHON|OMP|MKL|KMP|CUDA|NPU|ASCEND|LD_"
+    "HF_|TRANSFORMERS|DATASETS|TOKENIZERS|TORCH|PYTORCH|PYTHON|OMP|MKL|KMP|CUDA|NPU_|NPUSIM_DEVICES|ASCEND|LD_"
 )
 
 # A model and a corpus small enough that a run takes a few seconds.
@@ -52,11 +52,14 @@ def warm_python(**environment: str) -> WarmPython:
 def run_warm(
     launcher: list[str], words: list[str], timeout: float = 300, processes: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
-    """The finished process of `python words`, or of that many ranks, in forks of a Python started in this environment.
+    """The finished process of `python words`, or of that many ranks, in forks of a Python that has the libraries imported.
 
-    By `launcher` where a variable that libraries read when they are imported has changed since that Python was started.
+    One such Python is kept for the tests' own environment, and one for each stand-in in tests/ that comes by PYTHONPATH. By
+    `launcher` where another variable that libraries read when they are imported is not as that Python had it.
     """
-    python = warm_python(**environment)
+    stand_in = environment.get("PYTHONPATH", "").startswith(str(ROOT / "tests"))
+    kept = {"PYTHONPATH", "NPUSIM_DEVICES"} & environment.keys() if stand_in else {}
+    python = warm_python(**{name: environment[name] for name in sorted(kept)})
     before, now = python.environment, {**surroundings(), **environment}
     changed = {name: now.get(name) for name in before.keys() | now.keys() if now.get(name) != before.get(name)}
     if any(READ_BY_IMPORTS.match(name) for name in changed):
@@ -67,12 +70,8 @@ def run_warm(
 def run_script(
     script: str, *arguments: str | Path, expect: int = 0, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`.
-
-    In a fork of a Python that has the libraries imported, unless the environment is another one.
-    """
-    words = [script, *map(str, arguments)]
-    done = run([sys.executable, *words], **environment) if environment else run_warm([sys.executable], words)
+    """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`. In a fork where it can."""
+    done = run_warm([sys.executable], [script, *map(str, arguments)], **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -81,14 +80,14 @@ def run_distributed(
     script: str, *arguments: str | Path, processes: int = 2, expect: int = 0, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs the script with that many processes; as run_script does, in forks where it can, and else under torchrun."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     words = [script, *map(str, arguments)]
-    if environment:
-        done = run([*launcher, *words], timeout, **environment)
-    else:
-        done = run_warm(launcher, words, timeout, processes)
+    done = run_warm(torchrun(processes), words, timeout, processes, **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
+
+
+def torchrun(processes: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
 
 
 def results(folder: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, TINY_GPT2, log_history, losses, results, run, run_distributed, run_script
+from commands import ROOT, TINY_GPT2, log_history, losses, results, run_distributed, run_script, run_warm
 from test_doctor import LAYOUTS
 from torch import nn
 
@@ -24,9 +24,8 @@ APEX = ["--half_precision_backend", "apex", "--fp16", "--fp16_opt_level", "O2", 
 
 def train(*runs: dict, **environment: str) -> list[dict]:
     """What each of the runs came to, in one process that sees the stand-in: see apex_worker.py."""
-    done = run(
-        [sys.executable, "tests/apex_worker.py", json.dumps(runs, default=str)], PYTHONPATH=STAND_IN, **environment
-    )
+    words = ["tests/apex_worker.py", json.dumps(runs, default=str)]
+    done = run_warm([sys.executable], words, PYTHONPATH=STAND_IN, **environment)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -39,7 +39,7 @@ def test_a_changed_environment_counts(tmp_path, monkeypatch) -> None:
     assert commands.run_script(str(script)).stdout == "None True\n"
     monkeypatch.setenv("NAME", "set here")
     assert commands.run_script(str(script)).stdout == "set here True\n"
-    assert commands.run_script(str(script), NAME="given").stdout == "given False\n"
+    assert commands.run_script(str(script), NAME="given").stdout == "given True\n"
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert commands.run_script(str(script)).stdout == "set here False\n"
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import ROOT, run, run_script, run_warm
+from commands import ROOT, run, run_script, run_warm, torchrun
 
 HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "simulator"
@@ -120,7 +120,7 @@ def on_npu(
     reports = Path(f"{folder}-report")
     steps = ["--from_step", from_step] if from_step is not None else []
     recorded = [HERE / "record_run.py", reports, *steps, *words, *more, "--output_dir", folder]
-    _run(_launcher(processes), recorded, expect, simulated(processes) | environment)
+    _run(processes, recorded, expect, simulated(processes) | environment)
     return [json.loads((reports / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
@@ -128,21 +128,17 @@ def as_users_run_it(
     words: list, processes: int = 1, expect: int = 0, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs the command as it stands, with nothing around the script."""
-    return _run(_launcher(processes), words, expect, environment)
+    return _run(processes, words, expect, environment)
 
 
-def _launcher(processes: int) -> list[str]:
-    if processes == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-
-
-def _run(launcher: list[str], words: list, expect: int, environment: dict) -> subprocess.CompletedProcess:
+def _run(processes: int, words: list, expect: int, environment: dict) -> subprocess.CompletedProcess:
     words = [str(word) for word in words]
-    if launcher == [sys.executable] and environment == simulated():
-        done = run_warm(launcher, words, **environment)
+    if "--device_id" in words:  # it chooses before the devices are counted, which a fork's parent has done
+        done = run([sys.executable, *words], **environment)
+    elif processes == 1:
+        done = run_warm([sys.executable], words, **environment)
     else:
-        done = run([*launcher, *words], **environment)
+        done = run_warm(torchrun(processes), words, processes=processes, **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return done
 
