@@ -31,8 +31,8 @@ BLOCKS = ["--block_size", 32]
 FAMILIES = {
     "gpt2": Family("run_clm.py", GPT, BLOCKS, 200),
     "openai-gpt": Family("run_clm.py", GPT, BLOCKS, 200),
-    "bert": Family("run_mlm.py", f"{BERT},max_position_embeddings=36", SEQUENCES, 800),
-    "roberta": Family("run_mlm.py", f"{BERT},max_position_embeddings=36", SEQUENCES, 1000),
+    "bert": Family("run_mlm.py", f"{BERT},max_position_embeddings=36", SEQUENCES, 600),
+    "roberta": Family("run_mlm.py", f"{BERT},max_position_embeddings=36", SEQUENCES, 700),
     "albert": Family("run_mlm.py", f"{BERT},embedding_size=64,max_position_embeddings=36", SEQUENCES, 1200),
     "distilbert": Family(
         "run_mlm.py",
