@@ -57,8 +57,18 @@ CASES = {
         "lr_scheduler_type": "constant",
     },
 }  # fmt: skip
-# What says how long something took, or where it is.
-TIMES = ("runtime", "per_second", "fps", "mfu", "data_wait", "optimizer_share", "peak_", "best_model_checkpoint")
+# What says how long something took, where it is, or how often it is saved.
+TIMES = (
+    "save_steps",
+    "runtime",
+    "per_second",
+    "fps",
+    "mfu",
+    "data_wait",
+    "optimizer_share",
+    "peak_",
+    "best_model_checkpoint",
+)
 
 
 def bert(dropout: float) -> BertForMaskedLM:
@@ -179,9 +189,10 @@ def compare(folder: Path, options: dict) -> dict[int, list[str]]:
     whole = train(folder / "whole", **options)
     total = max(int(entry.name.split("-")[1]) for entry in (folder / "whole").glob("checkpoint-*"))
     found = {}
+    once = {} if "load_best_model_at_end" in options else {"save_steps": total}  # saving is to change nothing either
     for step in steps_to_resume_from(total):
         random.seed(step), np.random.seed(step), torch.manual_seed(step)  # a new process has other numbers
-        resumed = train(folder / f"from {step}", folder / "whole" / f"checkpoint-{step}", **options)
+        resumed = train(folder / f"from {step}", folder / "whole" / f"checkpoint-{step}", **{**options, **once})
         found[step] = differences(whole, resumed)
     return found
 
