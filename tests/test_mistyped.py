@@ -5,7 +5,7 @@ import re
 import pytest
 
 from utils import arguments, mistyped
-from utils.data_arguments import CausalDataArguments
+from utils.data_arguments import CausalDataArguments, MaskedDataArguments, PermutedDataArguments
 from utils.errors import UsageError
 
 PARSER = arguments.Parser((arguments.ModelArguments, CausalDataArguments, arguments.LanguageModelingArguments))
@@ -30,6 +30,22 @@ KNOWN = arguments.known_flags(PARSER)
 )
 def test_the_nearest_flag_is_named(word, meant) -> None:
     assert mistyped.unknown_flag(word, KNOWN).endswith(f"did you mean --{meant}?")
+
+
+@pytest.mark.parametrize(
+    ("data", "own", "words"),
+    [
+        (CausalDataArguments, "block_size", ["--max_seq_length", "--max-length=128", "--seq_len"]),
+        (MaskedDataArguments, "max_seq_length", ["--block_size", "--max-length=128", "--seq_len"]),
+        (PermutedDataArguments, "max_seq_length", ["--block_size", "--max-length=128", "--seq_len"]),
+    ],
+)
+def test_the_length_of_a_sample_has_one_name_in_each_script(data, own, words) -> None:
+    known = arguments.known_flags(
+        arguments.Parser((arguments.ModelArguments, data, arguments.LanguageModelingArguments))
+    )
+    for word in words:
+        assert mistyped.unknown_flag(word, known).endswith(f"did you mean --{own}?")
 
 
 def test_what_is_like_no_flag_gets_no_guess() -> None:

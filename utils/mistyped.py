@@ -30,6 +30,18 @@ ELSEWHERE = {
     "grad_accumulation": "gradient_accumulation_steps",
     "warmup": "warmup_steps",
 }
+# The length of a sample has a name for text in blocks and one for sequences: a script has one of them.
+LENGTHS = ("block_size", "max_seq_length")
+LENGTHS_ELSEWHERE = {
+    *LENGTHS,
+    "max_length",
+    "max_len",
+    "max_seq_len",
+    "seq_length",
+    "seq_len",
+    "sequence_length",
+    "context_length",
+}
 SHOWN = 12  # of a flag's choices
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
@@ -57,6 +69,8 @@ def meant_flag(name: str, known: Collection[str]) -> str | None:
     for elsewhere in (name, name.removeprefix("no_")):
         if ELSEWHERE.get(elsewhere) in known:
             return ELSEWHERE[elsewhere]
+    if name in LENGTHS_ELSEWHERE and (own := [flag for flag in LENGTHS if flag in known]):
+        return own[0]
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
     if close:
         return close[0]
