@@ -107,37 +107,59 @@ def test_a_head_that_gives_sums_has_its_tiles_packed(bias, monkeypatch):
         assert torch.equal(model(input_ids=ids, targets=ids).logits, expected)
 
 
-def test_evaluations_within_training_see_its_weights(tmp_path, monkeypatch):
-    """Three evaluations, each by the weights of its step; where memory is short, by weights as they are."""
+def trainer_in(folder):
+    """A trainer of a tiny GPT-2 that evaluates after each second of six steps."""
     from utils.objectives import causal
     from utils.trainer import LanguageModelingTrainer
     from utils.training_arguments import LanguageModelingArguments
 
+    args = LanguageModelingArguments(
+        output_dir=str(folder), max_steps=6, eval_strategy="steps", eval_steps=2, learning_rate=1e-2,
+        per_device_train_batch_size=4, per_device_eval_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
+        use_combine_grad=True, disable_tqdm=True,
+    )  # fmt: skip
+    samples = [{"input_ids": ids.numpy()} for batch in tiny.batches(4) for ids in batch]
+    model = tiny.gpt2()
+    in_chunks = causal.predict_in_chunks(model)
+    return LanguageModelingTrainer(
+        model=model, args=args, train_dataset=samples, eval_dataset=samples, data_collator=causal.collate,
+        head_gives_sums=in_chunks, token_sums=causal.token_sums,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def packings(monkeypatch) -> list:
+    """One entry for each evaluation that has packed weights."""
+    found, prepacked_for = [], prepacked_weights.prepacked
+    monkeypatch.setattr(
+        prepacked_weights, "prepacked", lambda model, transposed: found.append(1) or prepacked_for(model, transposed)
+    )
+    return found
+
+
+def test_evaluations_within_training_see_its_weights(tmp_path, monkeypatch, packings):
+    """Three evaluations, each by the weights of its step; where memory is short, by weights as they are."""
+
     def losses(free: int) -> list[float]:
         monkeypatch.setattr(device, "memory", lambda on: {"free": free, "total": free, "peak": 0})
-        args = LanguageModelingArguments(
-            output_dir=str(tmp_path / str(free)), max_steps=6, eval_strategy="steps", eval_steps=2, learning_rate=1e-2,
-            per_device_train_batch_size=4, per_device_eval_batch_size=2, use_cpu=True, report_to="none", save_strategy="no",
-            use_combine_grad=True, disable_tqdm=True,
-        )  # fmt: skip
-        samples = [{"input_ids": ids.numpy()} for batch in tiny.batches(4) for ids in batch]
-        model = tiny.gpt2()
-        in_chunks = causal.predict_in_chunks(model)
-        trainer = LanguageModelingTrainer(
-            model=model, args=args, train_dataset=samples, eval_dataset=samples, data_collator=causal.collate,
-            head_gives_sums=in_chunks, token_sums=causal.token_sums,
-        )  # fmt: skip
+        trainer = trainer_in(tmp_path / str(free))
         trainer.train()
         return [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
 
-    ways = []
-    prepacked_for = prepacked_weights.prepacked
-    monkeypatch.setattr(
-        prepacked_weights, "prepacked", lambda model, transposed: ways.append(1) or prepacked_for(model, transposed)
-    )
     packed = losses(free=2**30)
-    assert len(ways) == 3
+    assert len(packings) == 3
     plain = losses(free=2**10)
-    assert len(ways) == 3
+    assert len(packings) == 3
     assert len(packed) == 3 and packed[2] < 0.95 * packed[0]
     assert packed == pytest.approx(plain, rel=1e-6)
+
+
+def test_each_process_of_the_host_needs_room(tmp_path, monkeypatch, packings):
+    trainer = trainer_in(tmp_path)
+    room = 6 * trainer.model.get_memory_footprint(return_buffers=False)
+    monkeypatch.setattr(device, "memory", lambda on: {"free": room, "total": room, "peak": 0})
+    for processes, packs in (("1", 1), ("2", 0)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        packings.clear()
+        trainer.evaluate()
+        assert len(packings) == packs
