@@ -50,12 +50,12 @@ def warm_python(**environment: str) -> WarmPython:
 
 
 def run_warm(
-    launcher: list[str], words: list[str], timeout: float = 300, processes: int | None = None, **environment: str
+    words: list[str], timeout: float = 300, processes: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
     """The finished process of `python words`, or of that many ranks, in forks of a Python that has the libraries imported.
 
-    One such Python is kept for the tests' own environment, and one for each stand-in in tests/ that comes by PYTHONPATH. By
-    `launcher` where another variable that libraries read when they are imported is not as that Python had it.
+    One such Python is kept for the tests' own environment, and one for each stand-in in tests/ that comes by PYTHONPATH. In
+    processes of their own where another variable that libraries read when they are imported is not as that Python had it.
     """
     stand_in = environment.get("PYTHONPATH", "").startswith(str(ROOT / "tests"))
     kept = {"PYTHONPATH", "NPUSIM_DEVICES"} & environment.keys() if stand_in else {}
@@ -63,6 +63,7 @@ def run_warm(
     before, now = python.environment, {**surroundings(), **environment}
     changed = {name: now.get(name) for name in before.keys() | now.keys() if now.get(name) != before.get(name)}
     if any(READ_BY_IMPORTS.match(name) for name in changed):
+        launcher = [sys.executable] if processes is None else torchrun(processes)
         return run([*launcher, *words], timeout, **environment)
     return python.run(words, timeout, processes=processes, variables=changed)
 
@@ -71,7 +72,7 @@ def run_script(
     script: str, *arguments: str | Path, expect: int = 0, **environment: str
 ) -> subprocess.CompletedProcess:
     """Runs `python script arguments`; fails, showing the output, if the exit code is not `expect`. In a fork where it can."""
-    done = run_warm([sys.executable], [script, *map(str, arguments)], **environment)
+    done = run_warm([script, *map(str, arguments)], **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 
@@ -81,7 +82,7 @@ def run_distributed(
 ) -> subprocess.CompletedProcess:
     """Runs the script with that many processes; as run_script does, in forks where it can, and else under torchrun."""
     words = [script, *map(str, arguments)]
-    done = run_warm(torchrun(processes), words, timeout, processes, **environment)
+    done = run_warm(words, timeout, processes, **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done
 

@@ -25,7 +25,7 @@ APEX = ["--half_precision_backend", "apex", "--fp16", "--fp16_opt_level", "O2", 
 def train(*runs: dict, **environment: str) -> list[dict]:
     """What each of the runs came to, in one process that sees the stand-in: see apex_worker.py."""
     words = ["tests/apex_worker.py", json.dumps(runs, default=str)]
-    done = run_warm([sys.executable], words, PYTHONPATH=STAND_IN, **environment)
+    done = run_warm(words, PYTHONPATH=STAND_IN, **environment)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import ROOT, run, run_script, run_warm, torchrun
+from commands import ROOT, run, run_script, run_warm
 
 HERE = Path(__file__).resolve().parent
 SIMULATOR = HERE / "simulator"
@@ -135,10 +135,8 @@ def _run(processes: int, words: list, expect: int, environment: dict) -> subproc
     words = [str(word) for word in words]
     if "--device_id" in words:  # it chooses before the devices are counted, which a fork's parent has done
         done = run([sys.executable, *words], **environment)
-    elif processes == 1:
-        done = run_warm([sys.executable], words, **environment)
     else:
-        done = run_warm(torchrun(processes), words, processes=processes, **environment)
+        done = run_warm(words, processes=processes if processes > 1 else None, **environment)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
     return done
 
