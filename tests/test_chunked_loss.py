@@ -3,19 +3,22 @@
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils import chunked_loss, tiled_loss
 
 VOCABULARY, WIDTH = 23, 6
 
 
-@pytest.fixture(autouse=True, params=["tiles", "chunks"])
+@pytest.fixture(autouse=True, params=["tiles", "chunks", "aligned"])
 def way(request, monkeypatch) -> str:
-    """In tiles, as on a CPU, and in whole chunks, as on an accelerator."""
+    """In tiles, as on a CPU; in whole chunks, and in aligned ones, as on an accelerator."""
     monkeypatch.setattr(tiled_loss, "COLUMNS", 7)
     monkeypatch.setattr(tiled_loss, "COLUMNS_WITHOUT_GRADIENTS", 7)
-    if request.param == "chunks":
+    if request.param != "tiles":
         monkeypatch.setattr(chunked_loss, "TILED_ON", ())
+    if request.param == "aligned":
+        monkeypatch.setattr(chunked_loss, "UNALIGNED_ON", ())
     return request.param
 
 
@@ -164,7 +167,6 @@ def test_chunks_are_within_memory_and_as_few_as_it_allows(rows, vocabulary, devi
 
 def test_whole_logits_are_never_in_memory(way):
     """The largest tensor that any operator makes has the size of a chunk's logits, or of the weight's gradient."""
-    from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -182,7 +184,70 @@ def test_whole_logits_are_never_in_memory(way):
     with Largest() as largest:
         chunked_loss.loss_sum(hidden, weight, None, labels, chunk=16).backward()
         chunked_loss.token_sums(hidden.unsqueeze(0), weight, None, labels.unsqueeze(0), chunk=16)
-    assert largest.elements == (16 * 1000 if way == "chunks" else weight.numel())
+    assert largest.elements == {"tiles": weight.numel(), "chunks": 16 * 1000, "aligned": 16 * 1024}[way]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "device", "columns"),
+    [
+        (50257, "cpu", 50257),
+        (50257, "npu", 50304),
+        (50265, "cuda", 50304),
+        (30522, "cuda", 30528),
+        (30000, "npu", 30000),
+    ],
+)
+@pytest.mark.parametrize("way", ["chunks"], indirect=True)
+def test_logits_have_as_many_columns_as_a_device_wants(way, vocabulary, device, columns):
+    assert chunked_loss.aligned(vocabulary, device) == columns
+
+
+@pytest.mark.parametrize("way", ["aligned"], indirect=True)
+def test_each_row_of_a_product_begins_where_a_matrix_unit_reads_fast(way):
+    """The vocabulary is odd: in training and in evaluation no product has a factor or a result with rows of that length."""
+    starts = set()
+
+    class Rows(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
+            result = function(*arguments, **(named or {}))
+            if function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default):
+                matrices = [tensor for tensor in (*arguments, result) if getattr(tensor, "ndim", 0) == 2]
+                starts.update(max(tensor.stride()) for tensor in matrices)
+            return result
+
+    hidden, labels = torch.randn(32, 64, requires_grad=True), torch.randint(0, 1001, (32,))
+    weight, bias = torch.randn(1001, 64, requires_grad=True), torch.randn(1001, requires_grad=True)
+    with Rows():
+        chunked_loss.loss_sum(hidden, weight, bias, labels, chunk=16).backward()
+        chunked_loss.token_sums(hidden.unsqueeze(0), weight, bias, labels.unsqueeze(0), chunk=16)
+    assert starts == {16, 64, 1024}
+    assert weight.grad.shape == weight.shape and bias.grad.shape == bias.shape
+
+
+@pytest.mark.parametrize("way", ["chunks", "aligned"], indirect=True)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_compiled_a_chunk_is_one_kernel(way, smoothing):
+    """No scatter, for which a compiler ends a kernel and writes the chunk in float32; gradients as without compiling."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    operators = set()
+
+    def collect(graph, inputs):
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    hidden, weight, bias, labels = example(torch.bfloat16)
+    compiled = torch.compile(chunked_loss.loss_sum, backend=aot_autograd(fw_compiler=collect), fullgraph=True)
+    found, expected = (
+        gradients(function(hidden, weight, bias, labels, smoothing), hidden, weight, bias)
+        for function in (compiled, chunked_loss.loss_sum)
+    )
+    assert any("_softmax" in name for name in operators)
+    assert not any("scatter" in name for name in operators if "slice_scatter" not in name)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=2**-7, atol=2**-7)
 
 
 @pytest.mark.parametrize("target", range(VOCABULARY))
