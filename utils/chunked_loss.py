@@ -2,7 +2,9 @@
 
 Chunks are few and of one size, every operator is a plain one of torch's, and nothing waits for the device, so that an NPU
 runs it as it is. torch's own `linear_cross_entropy` (2.13) does likewise in chunks, but has no label smoothing there, cannot
-be compiled, and was slower on a CPU. On a CPU a chunk's logits are made in tiles as well: see tiled_loss.
+be compiled, and was slower on a CPU. Liger's waits for the device once a step, and has chunks as large as the hidden states:
+of GPT-2's at 8x1024 64 with 128 rows each, and as often the gradient of 50,257 x 768 is read and written; ours are four.
+On a CPU a chunk's logits are made in tiles as well: see tiled_loss.
 This module knows torch only.
 """
 
