@@ -181,7 +181,7 @@ def _to_logits(logits, column, of_targets, share: float) -> torch.Tensor:
     """
     if torch.compiler.is_compiling():
         # One kernel from logits to gradient. A scatter would be a second, and the chunk be written in float32 for it.
-        p = functional.softmax(logits, dim=-1, dtype=of_targets.dtype)
+        p = functional.log_softmax(logits, dim=-1, dtype=of_targets.dtype).exp()  # shares no exponential with the loss
         places = torch.arange(logits.shape[1], device=logits.device)
         return torch.where(places == column, p - share, p).to(logits.dtype)
     p = functional.softmax(logits, dim=-1)  # rounded once: its arithmetic is in float32
