@@ -5,14 +5,17 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from utils import chunked_loss, tiled_loss
+from utils import chunked_loss, device, tiled_loss
 
 VOCABULARY, WIDTH = 23, 6
+HERE = torch.device(device.accelerator() or "cpu")
 
 
 @pytest.fixture(autouse=True, params=["tiles", "chunks", "aligned"])
 def way(request, monkeypatch) -> str:
-    """In tiles, as on a CPU; in whole chunks, and in aligned ones, as on an accelerator."""
+    """In tiles, as on a CPU; in whole chunks, and in aligned ones, as on an accelerator; "own": as this machine does it."""
+    if request.param == "own":
+        return request.param
     monkeypatch.setattr(tiled_loss, "COLUMNS", 7)
     monkeypatch.setattr(tiled_loss, "COLUMNS_WITHOUT_GRADIENTS", 7)
     if request.param != "tiles":
@@ -185,6 +188,28 @@ def test_whole_logits_are_never_in_memory(way):
         chunked_loss.loss_sum(hidden, weight, None, labels, chunk=16).backward()
         chunked_loss.token_sums(hidden.unsqueeze(0), weight, None, labels.unsqueeze(0), chunk=16)
     assert largest.elements == {"tiles": weight.numel(), "chunks": 16 * 1000, "aligned": 16 * 1024}[way]
+
+
+@pytest.mark.parametrize("way", ["own"], indirect=True)
+@pytest.mark.parametrize("compiled", [False, True] if HERE.type != "cpu" else [False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_this_machines_device(way, monkeypatch, dtype, compiled):
+    """Its accelerator's own way, if it has one: GPT-2's vocabulary, in three chunks, against float64 on the CPU."""
+    monkeypatch.setitem(chunked_loss.CHUNK_BYTES, HERE.type, 4 * 50257 * 16)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(*shape, generator=generator).to(dtype) for shape in [(2, 24, 64), (50257, 64)]]
+    tensors[1] *= 0.125
+    labels = torch.randint(0, 50257, (2, 24), generator=generator)
+    labels[0, 5:9] = chunked_loss.IGNORED
+    exact = [tensor.double().requires_grad_() for tensor in tensors]
+    expected = whole(*exact, None, labels)
+    ours = [tensor.to(HERE).requires_grad_() for tensor in tensors]
+    loss_sum = torch.compile(chunked_loss.loss_sum) if compiled else chunked_loss.loss_sum
+    loss = loss_sum(*ours, None, labels.to(HERE))
+    tolerance = max(4 * torch.finfo(dtype).eps, 2e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    for mine, theirs in zip(gradients(loss, *ours), gradients(expected, *exact), strict=True):
+        torch.testing.assert_close(mine.double().cpu(), theirs, rtol=0, atol=tolerance * theirs.abs().max().item())
 
 
 @pytest.mark.parametrize(
