@@ -75,7 +75,7 @@ def token_sums(
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         whole = (rows.to(dtype), weight, bias, flat.clamp(min=0), chunk)
         if _in_tiles(rows, dtype):
-            packed = prepacked.once_it_pays(len(rows)) if prepacked is not None and dtype == torch.float32 else None
+            packed = prepacked.once_it_pays(len(rows)) if prepacked is not None else None
             correct, losses = tiled_loss.correct_and_losses(*whole, packed)
         else:
             correct, losses = _correct_and_losses(*whole)
@@ -85,10 +85,10 @@ def token_sums(
 
 def _correct_and_losses(rows, weight, bias, targets, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As tiled_loss.correct_and_losses, by whole chunks."""
-    correct, losses, vocabulary = [], [], len(weight)
+    correct, losses = [], []
     weight, bias = _padded(weight, bias)
     for some, target in zip(rows.split(chunk), targets.split(chunk), strict=True):
-        logits = _logits(some, weight, bias, vocabulary)
+        logits = functional.linear(some, weight, bias)
         correct.append(logits.argmax(dim=-1) == target)
         losses.append(functional.cross_entropy(logits.float(), target, reduction="none"))
         del logits  # before the next chunk's come
@@ -135,7 +135,7 @@ def _loss_and_gradients(rows, weight, bias, targets, is_target, smoothing, chunk
     for start in range(0, len(rows), chunk):
         some, counts = rows[start : start + chunk], is_target[start : start + chunk]
         column = targets[start : start + chunk].unsqueeze(1)
-        logits = _logits(some, weight, bias, vocabulary)
+        logits = functional.linear(some, weight, bias)
         log_p = functional.log_softmax(logits, dim=-1, dtype=exact)
         of_targets = log_p.gather(1, column)
         loss = -of_targets.squeeze(1)
@@ -189,20 +189,18 @@ def _to_logits(logits, column, of_targets, share: float) -> torch.Tensor:
 
 
 def _padded(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Both with zeros for the outputs that a device wants beyond the vocabulary; as they are where it wants none."""
+    """Both with as many outputs as `aligned` has; those beyond the vocabulary get no probability, and so no gradient.
+
+    As they are where nothing is to be added.
+    """
     more = aligned(len(weight), weight.device.type) - len(weight)
     if not more:
         return weight, bias
-    return functional.pad(weight, (0, 0, 0, more)), None if bias is None else functional.pad(bias, (0, more))
-
-
-def _logits(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, vocabulary: int) -> torch.Tensor:
-    """Of a padded weight; those beyond the vocabulary have no probability and no gradient."""
-    logits = functional.linear(rows, weight, bias)
-    if len(weight) > vocabulary:
-        # Not -inf, which Ascend's older cores do not know in float16.
-        logits[:, vocabulary:] = torch.finfo(logits.dtype).min
-    return logits
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    # Not -inf, which Ascend's older cores do not know in float16. By the bias, for it costs no operator of its own.
+    bias = functional.pad(bias, (0, more), value=torch.finfo(bias.dtype).min)
+    return functional.pad(weight, (0, 0, 0, more)), bias
 
 
 class _LossSum(torch.autograd.Function):

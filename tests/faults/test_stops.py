@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run, run_script, warm_python
+from commands import ROOT, TINY_GPT2, log_history, losses, one_error_line, run, run_script, torchrun, warm_python
 from test_launch_scripts import finish, processes_of, stand_in_python, start, wait_for
 
 from utils import checkpoint, output_folder
@@ -144,15 +144,7 @@ def test_a_run_that_ended_for_good_is_not_started_again_by_torchrun(tmp_path) ->
     )
     for ending in ("signals.Stopped(143, None, together=True)", "errors.UsageError('no such file')"):
         script.with_name("run.py").write_text(script.read_text().replace("ENDING", ending))
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=1",
-            "--max-restarts=2",
-        ]
-        done = run([*command, str(script.with_name("run.py"))])
+        done = run([*torchrun(1), "--max-restarts=2", str(script.with_name("run.py"))])
         assert done.returncode != 0 and done.stdout.count("started") == 1, done.stdout
     assert "no such file" in one_error_line(subprocess.CompletedProcess([], 2, "", done.stderr.split("Traceback")[0]))
 
