@@ -27,7 +27,7 @@ TILED_ON = ("cpu",)  # types of device
 # with 50,257. So the weight is copied with rows of zeros behind it, which costs as much memory and, of GPT-2's, 0.2 GB of
 # traffic; the model keeps its vocabulary. 16 elements are 32 bytes in half precision, and a side of an NPU's matrix unit.
 UNALIGNED_ON = ("cpu",)
-ALIGNED, COLUMNS_OF_A_TILE = 16, 64
+ALIGNED, PADDED_TO = 16, 64
 
 
 def loss_sum(
@@ -107,7 +107,7 @@ def aligned(vocabulary: int, device_type: str) -> int:
     """How many columns the logits of a chunk have."""
     if device_type in UNALIGNED_ON or vocabulary % ALIGNED == 0:
         return vocabulary
-    return math.ceil(vocabulary / COLUMNS_OF_A_TILE) * COLUMNS_OF_A_TILE
+    return math.ceil(vocabulary / PADDED_TO) * PADDED_TO
 
 
 def _product_type(weight: torch.Tensor) -> torch.dtype:
