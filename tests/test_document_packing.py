@@ -94,9 +94,9 @@ def plain_varlen(
 def use(model: torch.nn.Module, attention: str, monkeypatch) -> torch.nn.Module:
     """The model with that attention; FlashAttention's kernel, which runs on CUDA alone, is `plain_varlen`."""
     if attention == "flash_attention_2":
-        of_kernel = (modeling_flash_attention_utils._lazy_define_process_function(plain_varlen), dict)
-        given = ((None, plain_varlen, None, None, None), of_kernel)
-        monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *_, **__: given)
+        kernels = (None, plain_varlen, None, None, None)
+        monkeypatch.setattr(modeling_flash_attention_utils, "_lazy_imports", lambda *_, **__: kernels)
+        monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)  # again after the test
         model = model.double()  # of float32, which the kernel does not take, transformers would make another type
     model.config._attn_implementation = attention
     return model
