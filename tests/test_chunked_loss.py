@@ -216,10 +216,10 @@ def test_on_this_machines_device(way, monkeypatch, dtype, compiled):
     ("vocabulary", "device", "columns"),
     [
         (50257, "cpu", 50257),
-        (50257, "npu", 50304),
-        (50265, "cuda", 50304),
-        (30522, "cuda", 30528),
-        (30000, "npu", 30000),
+        (50257, "npu", 50432),
+        (50265, "cuda", 50432),
+        (30522, "cuda", 30720),
+        (32000, "npu", 32000),
     ],
 )
 @pytest.mark.parametrize("way", ["chunks"], indirect=True)

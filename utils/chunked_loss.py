@@ -22,12 +22,13 @@ IGNORED = -100
 CHUNK_BYTES = {"cpu": 256 * 2**20}
 CHUNK_BYTES_ON_A_DEVICE = 512 * 2**20
 TILED_ON = ("cpu",)  # types of device
-# Rows of logits that begin anywhere keep matrix units from their fast kernels: the head takes up to three times as long
-# (Netflix, "Scaling LLM Post-Training at Netflix", 2026), and nanoGPT's steps were a quarter faster with 50,304 words than
-# with 50,257. So the weight is copied with rows of zeros behind it, which costs as much memory and, of GPT-2's, 0.2 GB of
-# traffic; the model keeps its vocabulary. 16 elements are 32 bytes in half precision, and a side of an NPU's matrix unit.
+# Rows of logits that begin anywhere keep matrix units from their fast kernels: the head takes up to three times as long on
+# CUDA (Netflix, "Scaling LLM Post-Training at Netflix", 2026), where nanoGPT's steps were a quarter faster with 50,304 words
+# than with 50,257; and Ascend's read inner axes slowly that are no multiple of 512 bytes (CANN, MatMulAlignInputsFusionPass).
+# So the weight is copied with rows of zeros behind it, which costs as much memory and, of GPT-2's, 0.2 GB of traffic; the
+# model keeps its vocabulary.
 UNALIGNED_ON = ("cpu",)
-ALIGNED, PADDED_TO = 16, 64
+ALIGNED = 256  # elements, 512 bytes in half precision
 
 
 def loss_sum(
@@ -105,9 +106,7 @@ def chunk_rows(rows: int, vocabulary: int, device_type: str) -> int:
 
 def aligned(vocabulary: int, device_type: str) -> int:
     """How many columns the logits of a chunk have."""
-    if device_type in UNALIGNED_ON or vocabulary % ALIGNED == 0:
-        return vocabulary
-    return math.ceil(vocabulary / PADDED_TO) * PADDED_TO
+    return vocabulary if device_type in UNALIGNED_ON else math.ceil(vocabulary / ALIGNED) * ALIGNED
 
 
 def _product_type(weight: torch.Tensor) -> torch.dtype:
