@@ -98,7 +98,8 @@ def _correct_and_losses(rows, weight, bias, targets, chunk: int) -> tuple[torch.
 
 def chunk_rows(rows: int, vocabulary: int, device_type: str) -> int:
     """The rows of one chunk: chunks are as few as memory allows, and of equal size but for the last."""
-    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES_ON_A_DEVICE) // (4 * vocabulary))
+    row_bytes = 4 * aligned(vocabulary, device_type)
+    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES_ON_A_DEVICE) // row_bytes)
     most = most // 16 * 16 or most  # what matrix units like
     chunks = max(1, math.ceil(rows / most))
     return max(1, min(most, math.ceil(rows / chunks / 16) * 16))
