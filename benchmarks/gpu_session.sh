@@ -78,7 +78,7 @@ for index in "${!sections[@]}"; do
             --sweeps n_layer n_embd length batch vocab_size
         ;;
     tests) part tests "$python" -m pytest -q tests/test_amp.py tests/test_combine_grad.py tests/test_device.py \
-        tests/test_chunked_loss.py ;;
+        tests/test_chunked_loss.py::test_on_this_machines_device ;;
     scripts)
         part corpus "$python" -m utils.sample_corpus --output_dir "$output/corpus"
         texts=(--train_file "$output/corpus/train.txt" --validation_file "$output/corpus/validation.txt" --vocab_size 1024)

@@ -2,8 +2,9 @@
 
 Chunks are few and of one size, every operator is a plain one of torch's, and nothing waits for the device, so that an NPU
 runs it as it is. torch's own `linear_cross_entropy` (2.13) does likewise in chunks, but has no label smoothing there, cannot
-be compiled, and was slower on a CPU. Liger's waits for the device once a step, and has chunks as large as the hidden states:
-of GPT-2's at 8x1024 64 with 128 rows each, and as often the gradient of 50,257 x 768 is read and written; ours are four.
+be compiled, and was slower on a CPU. Liger's waits for the device once a step, and a chunk of its logits is no larger than the
+hidden states: for GPT-2 at 8x1024 that makes 64 chunks, each of which reads and writes the gradient of 50,257 x 768; ours
+are four.
 On a CPU a chunk's logits are made in tiles as well: see tiled_loss.
 This module knows torch only.
 """
@@ -130,10 +131,11 @@ def _loss_and_gradients(rows, weight, bias, targets, is_target, smoothing, chunk
     d_bias = torch.zeros_like(bias, dtype=exact) if to_bias else None
     # Label smoothing takes as much from the gradient of each logit: it is taken from the products, which are smaller.
     even = smoothing / vocabulary
-    of_rows = (even * weight.sum(dim=0, dtype=exact)).to(dtype) if smoothing else None
+    even_of_rows = (even * weight.sum(dim=0, dtype=exact)).to(dtype) if smoothing and to_rows else None
+    is_target_in_type = is_target.to(dtype)
     losses = []
     for start in range(0, len(rows), chunk):
-        some, counts = rows[start : start + chunk], is_target[start : start + chunk]
+        some, counts = rows[start : start + chunk], is_target_in_type[start : start + chunk]
         column = targets[start : start + chunk].unsqueeze(1)
         logits = functional.linear(some, weight, bias)
         log_p = functional.log_softmax(logits, dim=-1, dtype=exact)
@@ -146,17 +148,17 @@ def _loss_and_gradients(rows, weight, bias, targets, is_target, smoothing, chunk
         if not any(wanted):
             continue
         # Rows that are no targets are zeroed in what is multiplied with it, which is smaller.
-        gradient = _to_logits(logits, column, of_targets, 1 - smoothing)
+        gradient = _d_logits(logits, column, of_targets, 1 - smoothing)
         del logits
         if d_bias is not None:
-            d_bias.add_((counts.to(dtype).unsqueeze(0) @ gradient).squeeze(0))
+            d_bias.add_((counts.unsqueeze(0) @ gradient).squeeze(0))
         if d_rows is not None:
             d_some = gradient @ weight
-            if of_rows is not None:
-                d_some.sub_(of_rows)
-            d_rows[start : start + chunk] = d_some.mul_(counts.to(dtype).unsqueeze(1))
+            if even_of_rows is not None:
+                d_some.sub_(even_of_rows)
+            d_rows[start : start + chunk] = d_some.mul_(counts.unsqueeze(1))
         if d_weight is not None:
-            targets_only = some * counts.to(dtype).unsqueeze(1)
+            targets_only = some * counts.unsqueeze(1)
             if dtype == exact:
                 d_weight.addmm_(gradient.t(), targets_only)
             else:
@@ -174,7 +176,7 @@ def _loss_and_gradients(rows, weight, bias, targets, is_target, smoothing, chunk
     )
 
 
-def _to_logits(logits, column, of_targets, share: float) -> torch.Tensor:
+def _d_logits(logits, column, of_targets, share: float) -> torch.Tensor:
     """d loss / d logits without label smoothing's even part, in their type: p, less `share` at the targets.
 
     column: int64 (rows, 1), the targets. of_targets: their log p, (rows, 1) in float32 or float64.
