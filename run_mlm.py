@@ -10,7 +10,7 @@ def main() -> None:
     # What is asked for. Nothing heavy is imported before this is known to make sense.
     model_args, data_args, args, notes = arguments.parse_run(MaskedDataArguments, __doc__)
 
-    with garbage_collection.paused():  # what is imported stays
+    with garbage_collection.last_imports():
         from transformers import AutoModelForMaskedLM
 
         from utils import (
