@@ -49,6 +49,25 @@ def test_a_cpus_peak_is_measured_once():
     assert device.peak_flops(torch.device("cpu"), torch.float32) == (flops, True)
 
 
+@pytest.mark.parametrize(
+    "slowed, pauses, found",
+    [({}, 0, 70), ({256: [1]}, 1, 70), ({1024: [5]}, 1, 70), ({256: [3, 3, 3, 3]}, 3, 3)],
+    ids=["never busy", "at the first size", "at the last size", "all the time"],
+)
+def test_pauses_are_for_a_busy_machine_alone(slowed, pauses, found, monkeypatch):
+    """A CPU of 70 GFLOP/s. slowed: {size: speeds of its first measurements, while others are at work}."""
+    slept = []
+
+    def least_seconds(matrix, repeats):
+        size = len(matrix)
+        return 2 * size**3 / 1e9 / (slowed[size].pop(0) if slowed.get(size) else 70)
+
+    monkeypatch.setattr(device, "_least_seconds", least_seconds)
+    monkeypatch.setattr(device.time, "sleep", slept.append)
+    flops = device._measure_flops.__wrapped__(torch.device("cpu"), torch.float32)
+    assert flops == pytest.approx(found * 1e9) and len(slept) == pauses
+
+
 def test_a_listed_device_is_not_measured(monkeypatch):
     monkeypatch.setattr(device, "describe", lambda on: "Ascend910B3")
     assert device.peak_flops(torch.device("cpu"), torch.bfloat16) == (313e12, False)
