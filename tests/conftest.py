@@ -1,5 +1,6 @@
 """Fixtures that several test files use, and the marks of all tests."""
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -27,6 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
         fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
         if any(starts_a_process(unwrap(function), known) for function in (item.function, *fixtures)):
             item.add_marker("slow")
+
+
+def pytest_collection_finish() -> None:
+    """What the tests have imported is not looked through for garbage, which Trainer asks for often: half of their time."""
+    gc.freeze()
 
 
 def starts_a_process(function: FunctionType, known: dict[FunctionType, bool]) -> bool:

@@ -27,14 +27,11 @@ def test_who_has_turned_it_off_keeps_it_off() -> None:
 
 def test_what_a_script_imports_is_never_looked_through_again() -> None:
     frozen, before = gc.get_freeze_count(), len(gc.get_objects())
-    try:
-        with garbage_collection.last_imports():
-            assert not gc.isenabled()
-        assert gc.isenabled() and gc.get_freeze_count() >= frozen + before
-        kept = [object()]
-        assert any(found is kept for found in gc.get_objects())  # what comes later is
-    finally:
-        gc.unfreeze()
+    with garbage_collection.last_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() >= frozen + before
+    kept = [object()]
+    assert any(found is kept for found in gc.get_objects())  # what comes later is
 
 
 def test_an_import_that_fails_freezes_nothing() -> None:
