@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import machine
 from utils import device
 
 FOLDER = Path(__file__).parent / "baselines"
@@ -14,9 +15,10 @@ TOLERANCE = 0.1  # of a baseline: what a busy machine takes away
 
 
 def file_of(on: torch.device, folder: Path = FOLDER) -> Path:
-    """The file of this machine's device: cpu-2-cores.json, nvidia-h100-80gb-hbm3.json."""
-    name = f"cpu {os.cpu_count()} cores" if on.type == "cpu" else device.describe(on)
-    return folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    """The file of this machine's device: amd-epyc-2-cores.json, nvidia-h100-80gb-hbm3.json."""
+    name = f"{machine.processor()} {os.cpu_count()} cores" if on.type == "cpu" else device.describe(on)
+    words = re.findall("[a-z0-9]+", re.sub(r"\((r|tm)\)", " ", name.lower()))
+    return folder / f"{'-'.join(words)}.json"
 
 
 def load(file: Path) -> dict:
