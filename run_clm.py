@@ -42,12 +42,11 @@ def main() -> None:
 
     # Text, tokenizer, blocks.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
-    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
+    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, claim.checkpoint)
     model.check_objective(config, "run_clm.py")
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
     make_samples = stream_packing.make_samples if data_args.streaming else packing.make_samples
     blocks, figures = make_samples(text, tokenizer, block_size, data_args, args, model_args.cache_dir)
-    output_folder.begin_for_all(args, "run_clm.py", wanted)
 
     # Model and trainer.
     host_memory.keep_freed_memory(args.device.type)
@@ -77,6 +76,7 @@ def main() -> None:
     # Train, evaluate, report; or say what that would be.
     if args.dry_run:
         return dry_run.show(trainer, figures, claim.checkpoint)
+    output_folder.begin_for_all(args, "run_clm.py", wanted, figures)
     results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="text-generation")
 

@@ -44,7 +44,7 @@ def main() -> None:
 
     # Text, tokenizer, sequences.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
-    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
+    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, claim.checkpoint)
     model.check_objective(config, "run_mlm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
@@ -56,7 +56,6 @@ def main() -> None:
     # What is hidden: drawn anew in each epoch, for each sample by itself.
     law = masked.masking_law(tokenizer, data_args.mlm_probability, data_args.whole_word_mask)
     samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
-    output_folder.begin_for_all(args, "run_mlm.py", wanted)
 
     # Model and trainer. The head predicts what is hidden, and nothing else.
     host_memory.keep_freed_memory(args.device.type)
@@ -84,6 +83,7 @@ def main() -> None:
     # Train, evaluate, report; or say what that would be.
     if args.dry_run:
         return dry_run.show(trainer, figures, claim.checkpoint)
+    output_folder.begin_for_all(args, "run_mlm.py", wanted, figures)
     results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="fill-mask")
 

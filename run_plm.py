@@ -43,7 +43,7 @@ def main() -> None:
 
     # Text, tokenizer, sequences.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
-    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, args, claim.checkpoint)
+    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, claim.checkpoint)
     model.check_objective(config, "run_plm.py")
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
@@ -57,7 +57,6 @@ def main() -> None:
         tokenizer, data_args.plm_probability, data_args.max_span_length, data_args.full_head
     )
     samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
-    output_folder.begin_for_all(args, "run_plm.py", wanted)
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
     host_memory.keep_freed_memory(args.device.type)
@@ -87,6 +86,7 @@ def main() -> None:
     # Train, evaluate, report; or say what that would be.
     if args.dry_run:
         return dry_run.show(trainer, figures, claim.checkpoint)
+    output_folder.begin_for_all(args, "run_plm.py", wanted, figures)
     results = training.train_and_evaluate(trainer, claim.checkpoint, figures)
     training.publish(trainer, results, model_args, data_args, task="text-generation")
 

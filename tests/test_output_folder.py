@@ -68,14 +68,51 @@ def test_a_new_or_empty_folder_is_free(overwrite, tmp_path):
     assert ask(tmp_path, overwrite=overwrite) == Claim("start")
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "config.json", "tokenizer.json", "results"])
-def test_files_that_are_no_run_do_not_matter(name, tmp_path):
+@pytest.mark.parametrize("name", ["notes.txt", "text.json", "model.txt", "results"])
+def test_files_that_no_run_would_write_over_do_not_matter(name, tmp_path):
     (tmp_path / name).write_text("x")
     assert ask(tmp_path) == Claim("start")
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "model.safetensors", "checkpoint-5"])
-def test_another_programs_run_is_refused(name, tmp_path):
+@pytest.mark.parametrize("source", ["tokenizer_name", "config_name"])
+def test_what_the_run_starts_from_may_lie_there(source, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("x")
+    assert ask(tmp_path, **{source: str(tmp_path)}) == Claim("start")
+    (tmp_path / "pytorch_model.bin").write_text("x")
+    assert "holds pytorch_model.bin" in refusal(tmp_path, **{source: str(tmp_path)})
+
+
+@pytest.mark.parametrize("within", ["", "checkpoint-2"])
+@pytest.mark.parametrize("flag", ["model_name_or_path", "tokenizer_name", "config_name"])
+def test_what_the_run_starts_from_is_not_removed(flag, within, folder):
+    checkpoint(folder, 2)
+    finish(str(folder))
+    named = {flag: str(folder / within)}
+    message = refusal(folder, overwrite=True, **named)
+    assert message.startswith(f"--overwrite_output_dir: would remove --{flag} {folder / within}".rstrip("/"))
+    assert "name another --output_dir" in message
+    begin(str(folder), SCRIPT, ARGUMENTS | {flag: None}, overwrite=False)
+    told = refusal(folder, **named)
+    assert f"holds a run with --{flag} None" in told and "overwrite" not in told
+    assert ask(folder, overwrite=True, **{flag: str(folder.parent)}) == Claim("start")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trainer_state.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin",
+        "checkpoint-5",
+        "config.json",
+        "tokenizer.json",
+        "README.md",
+        "results.md",
+    ],
+)
+def test_what_another_program_or_person_made_is_not_written_over(name, tmp_path):
     (tmp_path / name).mkdir() if name == "checkpoint-5" else (tmp_path / name).write_text("x")
     message = refusal(tmp_path)
     assert f"--output_dir {tmp_path}: " in message and name in message and "--overwrite_output_dir" in message
@@ -131,6 +168,21 @@ def test_another_number_of_processes_is_refused(resume, folder):
     assert message.endswith("or add --elastic")
     assert ask(folder, processes=None).checkpoint == str(own)
     assert ask(folder, processes=2).checkpoint == str(own)
+
+
+def test_an_output_folder_is_no_checkpoint(folder):
+    checkpoint(folder, 2)
+    (folder / "trainer_state.json").write_text("{}")
+    assert "name a folder checkpoint-N in it" in refusal(folder, resume=folder)
+
+
+@pytest.mark.parametrize("now, is_told", [(10, False), (9, True), (None, False)])
+def test_other_text_than_the_run_began_with_is_told(now, is_told, folder, caplog):
+    begin(str(folder), SCRIPT, ARGUMENTS, overwrite=False, tokens=10)
+    begin(str(folder), SCRIPT, ARGUMENTS, overwrite=False, tokens=now)
+    assert ("has 9 tokens, and had 10 when this run began" in caplog.text) == is_told
+    begin(str(folder), SCRIPT, ARGUMENTS, overwrite=True, tokens=8)
+    assert "8 tokens" not in caplog.text
 
 
 def test_auto_with_nothing_to_resume_from_says_so(folder, tmp_path):

@@ -258,6 +258,30 @@ def test_a_wrong_world_size_is_refused(files, tmp_path):
 
 
 # ---- the output folder ----
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (["--config_overrides", "n_embd=33,n_layer=2,n_head=2,n_positions=64,vocab_size=300"], "give sizes that fit"),
+        (["--vocab_size", 280, "--block_size", 128], "--block_size 128: the model has 64 positions"),
+        (["--push_to_hub", "--hub_token", "x"], "the repository cannot be made"),
+    ],
+)
+def test_a_mistake_beside_overwrite_output_dir_leaves_the_old_run_whole(changes, message, trained, files, tmp_path):
+    shutil.copytree(trained, tmp_path / "output")
+    before = {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()}
+    given = [*TINY_GPT2, *files, *SHORT, "--do_train", "--output_dir", tmp_path / "output", "--overwrite_output_dir"]
+    done = clm(*given, *changes, expect=2)
+    assert message in one_error_line(done)
+    assert {path: path.read_bytes() for path in (tmp_path / "output").rglob("*") if path.is_file()} == before
+
+
+def test_a_mistake_does_not_claim_the_folder(files, tmp_path):
+    given = [*TINY_GPT2, *files, *SHORT, "--do_train", "--output_dir", tmp_path / "output"]
+    clm(*given, "--config_overrides", "n_embd=33,n_head=2", expect=2)
+    assert not (tmp_path / "output").exists()
+    clm(*given)
+
+
 def test_an_unfinished_run_resumes_and_a_finished_one_says_so(files, tmp_path):
     command = [*TINY_GPT2, *files, *SHORT, "--save_steps", 2, "--do_train", "--output_dir", tmp_path / "output"]
     clm(*command)

@@ -3,6 +3,8 @@
 import difflib
 import logging
 import os
+import tempfile
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -16,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 from utils import modelscope, tokenizer_training
 from utils.errors import UsageError, one_line
 from utils.hub import CANONICAL_MODELS, explain
+from utils.main_process import told_by_main
 from utils.model_arguments import ModelArguments
 from utils.native_activations import use_native_activations
 from utils.packing import position_count
@@ -52,14 +55,22 @@ def load_config(model: ModelArguments) -> PreTrainedConfig:
                 close = difflib.get_close_matches(setting, config.to_dict(), n=1)
                 meant = f"; did you mean {close[0]}?" if close else ""
                 raise UsageError(f"--config_overrides {setting}: {model.model_type} has no such setting{meant}")
+        plain = config.to_dict()
         try:
             config.update_from_string(model.config_overrides)
             # Made anew from the settings that were named, so that those which derive from them follow (XLNet's d_head).
             config = type(config)(**outside(config) | {name: getattr(config, name) for name in named})
         except Exception as error:  # of the configuration's own checks, too, which raise what they like
             raise UsageError(f"--config_overrides {model.config_overrides}: {one_line(error)}") from error
+        for name in named:
+            if _is_size(name, plain.get(name)) and getattr(config, name) < 1:
+                raise UsageError(f"--config_overrides {name}={getattr(config, name)}: give 1 or more")
         logger.info("from scratch: %s with %s", model.model_type, model.config_overrides)
     return config
+
+
+def _is_size(name: str, default: object) -> bool:
+    return type(default) is int and default > 0 and not name.endswith(("_id", "_index"))
 
 
 def outside(config: PreTrainedConfig) -> dict[str, None]:
@@ -69,10 +80,7 @@ def outside(config: PreTrainedConfig) -> dict[str, None]:
 
 
 def load_config_and_tokenizer(
-    text: Dataset | Stream,
-    model: ModelArguments,
-    args: LanguageModelingArguments,
-    checkpoint: str | None = None,
+    text: Dataset | Stream, model: ModelArguments, checkpoint: str | None = None
 ) -> tuple[PreTrainedConfig, Tokenizer]:
     """Both by name or from scratch, fitting each other. Raises UsageError where they do not.
 
@@ -85,7 +93,7 @@ def load_config_and_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         fit(config, tokenizer)
     elif tokenizer is None:
-        tokenizer = train_tokenizer(text, model, config, args)
+        tokenizer = train_tokenizer(text, model, config)
     check_vocabulary(tokenizer, config)
     return config, tokenizer
 
@@ -100,28 +108,36 @@ def load_tokenizer(model: ModelArguments) -> Tokenizer | None:
     if not name:
         return None
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             located(flag, name, model), use_fast=model.use_fast_tokenizer, **_hub_options(model)
         )
     except Exception as error:
         raise _explain_local(error, flag, name, "tokenizer.json") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # made by transformers from config.json alone
+        raise UsageError(f"{flag} {name}: holds no tokenizer; name the model's own by --tokenizer_name")
+    return tokenizer
 
 
-def train_tokenizer(
-    text: Dataset | Stream, model: ModelArguments, config: PreTrainedConfig, args: LanguageModelingArguments
-) -> Tokenizer:
-    """Trains a tokenizer of the family's own kind on the corpus, saves it in the output folder and fits `config` to it.
+def train_tokenizer(text: Dataset | Stream, model: ModelArguments, config: PreTrainedConfig) -> Tokenizer:
+    """Trains a tokenizer of the family's own kind on the corpus, and fits `config` to it. Trainer saves it with the model.
 
     The main process trains, then all load what it saved: that may be written otherwise inside, and the cache of token ids
     has one place for it.
     """
-    with args.main_process_first(local=False, desc="training the tokenizer"):
-        if args.process_index == 0:
-            tokenizer = tokenizer_training.train(text, config.model_type, model.vocab_size or config.vocab_size)
-            tokenizer.model_max_length = position_count(config) or tokenizer.model_max_length
-            tokenizer.save_pretrained(args.output_dir)
-            logger.info("no tokenizer named: trained one of %d tokens, saved in %s", len(tokenizer), args.output_dir)
-        tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
+
+    def train() -> dict[str, bytes]:
+        tokenizer = tokenizer_training.train(text, config.model_type, model.vocab_size or config.vocab_size)
+        tokenizer.model_max_length = position_count(config) or tokenizer.model_max_length
+        logger.info("no tokenizer named: trained one of %d tokens", len(tokenizer))
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+    files = told_by_main(train)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            Path(folder, name).write_bytes(content)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     fit(config, tokenizer)
     return tokenizer
 
@@ -195,8 +211,8 @@ def _make(
             made = auto_class.from_config(
                 config, trust_remote_code=model.trust_remote_code, attn_implementation=model.attn_implementation
             )
-    except (ImportError, ValueError) as error:
-        if model.attn_implementation is not None:
+    except Exception as error:  # what a model's own code raises for sizes that do not fit
+        if model.attn_implementation is not None and isinstance(error, ImportError | ValueError):
             raise _explain_attention(error, model.attn_implementation) from error
         given = (
             f"--config_overrides {model.config_overrides}"

@@ -40,9 +40,14 @@ MODEL_FILES = re.compile(
     r"optimizer\.pt|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|manifest\.json|progress_\d+\.json|"
     r"data_state_\d+\.json"
 )
+# Weights and training state, ours or of others.
+TRAINED_FILES = re.compile(
+    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?|trainer_state\.json"
+)
 EVENT_FILES = re.compile(r"events\.out\.tfevents\..*")
 SHARED_SECONDS = 10.0  # until a network's file system shows on one node what another has written
 AUTO = "auto"  # --resume_from_checkpoint auto
+SOURCES = ("model_name_or_path", "tokenizer_name", "config_name")  # flags that may name a folder here
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,18 @@ def claim(
         happens without the flag, too: the newest whole checkpoint of the same run.
     processes: how many take part, which must be as many as wrote the checkpoint; None for any number.
 
-    Raises UsageError if the folder holds another run, naming the first flag that differs, if it cannot be written to,
-    and if `resume` is no checkpoint, a damaged one, or one that `overwrite` removes.
+    Raises UsageError if the folder holds another run, naming the first flag that differs, or files of somebody else's that
+    the run would write over, if it cannot be written to, if `overwrite` would remove what the run starts from, and if
+    `resume` is no checkpoint, a damaged one, or one that `overwrite` removes.
     """
     folder = Path(output_dir)
     _check_writable(folder)
+    source = _source_within(folder, arguments)
+    if overwrite and source is not None and (folder / RUN_FILE).exists():
+        raise UsageError(
+            f"--overwrite_output_dir: would remove --{source} {arguments[source]}, which this run starts from; name another "
+            "--output_dir"
+        )
     if resume == AUTO and overwrite:
         raise UsageError(
             "--resume_from_checkpoint auto: --overwrite_output_dir removes the checkpoints; leave one of the two flags out"
@@ -82,26 +94,24 @@ def claim(
     if not folder.is_dir() or overwrite:
         return Claim("start", note=nothing)
     if not (folder / RUN_FILE).exists():
-        strangers = sorted(e.name for e in folder.iterdir() if e.name in ("trainer_state.json", "model.safetensors"))
-        strangers += sorted(e.name for e in folder.glob("checkpoint-*"))
-        if strangers:
+        stranger = _stranger(folder, source is not None)
+        if stranger is not None:
             raise UsageError(
-                f"--output_dir {output_dir}: holds {strangers[0]} of a run that is not ours to continue; name another "
-                "folder, or add --overwrite_output_dir to write over it"
+                f"--output_dir {output_dir}: holds {stranger}, but no run of these scripts; name another folder, or add "
+                "--overwrite_output_dir to write over it"
             )
         return Claim("start", note=nothing)
     record = _read_record(folder)
+    anew = ", or add --overwrite_output_dir to start anew" if source is None else ""
     if record["script"] != script:
         raise UsageError(
-            f"--output_dir {output_dir}: is the output of {record['script']}, not of {script}; name another folder, or add "
-            "--overwrite_output_dir to start anew"
+            f"--output_dir {output_dir}: is the output of {record['script']}, not of {script}; name another folder{anew}"
         )
     difference = first_difference(record["arguments"], arguments)
     if difference is not None:
         name, before, now = difference
         raise UsageError(
-            f"--output_dir {output_dir}: holds a run with --{name} {before}, this one has {now}; name another folder, or "
-            "add --overwrite_output_dir to start anew"
+            f"--output_dir {output_dir}: holds a run with --{name} {before}, this one has {now}; name another folder{anew}"
         )
     if record["finished"]:
         return Claim(
@@ -166,16 +176,26 @@ def _go_on_after_restart(args) -> None:
             args.resume_from_checkpoint = None
 
 
-def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> None:
+def begin(output_dir: str, script: str, arguments: dict, overwrite: bool, tokens: int | None = None) -> None:
     """Clears what an earlier run of ours wrote, if `overwrite`, and records the new run; a run that goes on keeps its id.
     What a killed save left is removed. For one process to call.
 
-    To be called when text and flags are known to be good: a run that failed on a typo has not used its folder.
+    tokens: of the training text. A run that goes on with more or fewer of them says so.
+
+    To be called last before training, when text, flags and model are known to be good and the repository of --push_to_hub
+    is there: a run that failed on a typo has not used its folder.
     """
     folder = Path(output_dir)
     run = None if overwrite else run_id(folder)
     if (folder / RUN_FILE).exists():
         foreign = _foreign(folder)
+        before = None if run is None else _read_record(folder)["tokens"]
+        if None not in (before, tokens) and before != tokens:
+            logger.warning(
+                "the training text has %d tokens, and had %d when this run began: it goes on with other text",
+                tokens,
+                before,
+            )
         if overwrite:
             remove_own_files(folder, foreign)
         checkpoint.discard_leftovers(folder)
@@ -183,17 +203,18 @@ def begin(output_dir: str, script: str, arguments: dict, overwrite: bool) -> Non
         # Somebody else's: neither to be resumed nor to be removed.
         foreign = sorted(entry.name for entry in _checkpoints(folder))
     record = {"run": run or secrets.token_hex(8), "script": script, "arguments": arguments, "finished": False}
-    _write_record(folder, {**record, "foreign": foreign})
+    _write_record(folder, {**record, "tokens": tokens, "foreign": foreign})
 
 
-def begin_for_all(args, script: str, arguments: dict) -> None:
-    """`begin` by the main process. args: the run's LanguageModelingArguments.
+def begin_for_all(args, script: str, arguments: dict, figures: dict | None = None) -> None:
+    """`begin` by the main process. args: the run's LanguageModelingArguments. figures: of its text, from make_samples.
 
     Raises UsageError on all ranks if there are several nodes and one of them does not see the folder: each rank has files
     of its own in a checkpoint.
     """
     if args.process_index == 0:
-        begin(args.output_dir, script, arguments, args.overwrite_output_dir)
+        tokens = (figures or {}).get("data_tokens")
+        begin(args.output_dir, script, arguments, args.overwrite_output_dir, tokens)
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     if nodes > 1 and args.world_size > 1 and args.save_strategy != "no":
         _check_shared(args)
@@ -295,7 +316,32 @@ def _check_writable(folder: Path) -> None:
         raise UsageError(f"--output_dir {folder}: {there} may not be written to; name another folder")
 
 
+def _source_within(folder: Path, arguments: dict) -> str | None:
+    """The flag by which the run starts from something in the folder, or from the folder itself."""
+    for flag in SOURCES:
+        named = arguments.get(flag)
+        if named and os.path.exists(named):
+            found = Path(named).resolve()
+            if folder.resolve() in (found, *found.parents):
+                return flag
+    return None
+
+
+def _stranger(folder: Path, is_source: bool) -> str | None:
+    """A file or a checkpoint that the run would write over. is_source: the run starts from a tokenizer or a configuration
+    there, which it may write again."""
+    names = [TRAINED_FILES] if is_source else [TRAINED_FILES, RESULT_FILES, MODEL_FILES]
+    found = [entry.name for entry in folder.iterdir() if any(name.fullmatch(entry.name) for name in names)]
+    found += [entry.name for entry in folder.glob("checkpoint-*")]
+    return min(found, key=lambda name: (TRAINED_FILES.fullmatch(name) is None, name), default=None)
+
+
 def _check_resume(folder: Path, resume: str, overwrite: bool) -> None:
+    if (Path(resume) / RUN_FILE).exists():
+        raise UsageError(
+            f"--resume_from_checkpoint {resume}: is the output folder of a run, not a checkpoint; name a folder checkpoint-N "
+            "in it, or leave the flag out: a run goes on from its newest checkpoint by itself"
+        )
     if not _is_complete(Path(resume)):
         raise UsageError(
             f"--resume_from_checkpoint {resume}: is no checkpoint, it has no trainer_state.json; name a folder "
@@ -315,6 +361,7 @@ def _read_record(folder: Path) -> dict:
             "script": str(record["script"]),
             "arguments": dict(record["arguments"]),
             "finished": bool(record["finished"]),
+            "tokens": record.get("tokens"),
             "foreign": list(record.get("foreign", [])),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
