@@ -1,6 +1,7 @@
 """What a checkpoint may hold: plain data. Nothing in it is executed when it is read."""
 
 import contextlib
+import json
 import math
 import pickle
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerState
+from transformers import PreTrainedConfig, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from utils.errors import UsageError, one_line
@@ -66,6 +67,21 @@ def check_state(checkpoint: str) -> None:
         raise TypeError("trainer_state.json: log_history is no list of entries")
     if not isinstance(state.best_model_checkpoint, str | None):
         raise TypeError(f"trainer_state.json: best_model_checkpoint is {state.best_model_checkpoint!r}")
+
+
+def check_model(checkpoint: str, config: PreTrainedConfig) -> None:
+    """Raises UsageError for a checkpoint of a model of another kind or size, as its config.json tells."""
+    path = Path(checkpoint, "config.json")
+    if not path.exists():
+        return
+    saved, own = json.loads(path.read_text(encoding="utf-8")), config.to_dict()
+    for name in sorted(saved.keys() & own.keys(), key=lambda name: name != "model_type"):
+        differ = saved[name] != own[name] and not name.endswith(("_id", "_index"))
+        if differ and (name == "model_type" or type(saved[name]) is type(own[name]) is int):
+            raise UsageError(
+                f"--resume_from_checkpoint {checkpoint}: is of a model with {name} {saved[name]}, this run's has {own[name]}; "
+                "name a checkpoint of the same model"
+            )
 
 
 def _unreadable(checkpoint: str | None, error: Exception) -> UsageError:

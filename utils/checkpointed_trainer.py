@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl
 
 from utils import checkpoint, elastic, output_folder, sharded_checkpoint
-from utils.checkpoint_safety import check_state, reading
+from utils.checkpoint_safety import check_model, check_state, reading
 from utils.errors import UsageError, one_line
 from utils.host_snapshot import HostSnapshot
 from utils.main_process import told_by_main
@@ -277,6 +277,7 @@ class CheckpointedTrainer(Trainer):
         self.wait_for_copies()
         with reading(resume_from_checkpoint):
             check_state(resume_from_checkpoint)
+            check_model(resume_from_checkpoint, self.model.config)
             sharded_checkpoint.check_plain(resume_from_checkpoint)
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -1,5 +1,6 @@
 """A checkpoint that is damaged or hostile: the file is named, nothing in it is called, and the one before is taken."""
 
+import json
 import logging
 import os
 import shutil
@@ -204,3 +205,16 @@ def test_a_best_model_that_cannot_be_saved_is_not_the_best(in_background, tmp_pa
     kept = resume.state_of(tmp_path / "checkpoint-2")
     for name, value in trainer.model.state_dict().items():
         assert name == "lm_head.weight" or torch.equal(value, kept[f"weights {name}"])
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "bert"}, {"vocab_size": 77}, {"n_layer": 9}])
+def test_a_checkpoint_of_another_model_is_not_called_damaged(changes, run, tmp_path):
+    """Its files are whole: nothing is loaded, and what differs is named."""
+    shutil.copytree(run / "checkpoint-3", tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "manifest.json").unlink()
+    config = tmp_path / "checkpoint-3" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    trainer = resume.trainer_in(tmp_path / "new", max_steps=4, use_combine_grad=True, **resume.O2)
+    [(name, value)] = changes.items()
+    with pytest.raises(UsageError, match=f"checkpoint-3: is of a model with {name} {value}, this run's has"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
