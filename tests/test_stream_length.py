@@ -67,6 +67,15 @@ def test_epochs_of_a_stream_end_where_its_text_does(corpus, tmp_path):
     (first, half), (last, steps) = evaluated[:2]  # and once more at the end
     assert first == pytest.approx(1, abs=0.05) and last == 2 and abs(2 * half - steps) <= 2
     assert {f.name for f in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{half}", f"checkpoint-{steps}"}
+    assert (tmp_path / "results.md").read_text().endswith("| 2 |\n")
+
+
+def test_a_stream_by_steps_claims_no_epochs(corpus, tmp_path):
+    run_script(
+        "run_clm.py", *TINY_GPT2, "--train_file", corpus / "train.txt", "--streaming", "--block_size", 64,
+        "--max_steps", 2, "--do_train", "--output_dir", tmp_path,
+    )  # fmt: skip
+    assert (tmp_path / "results.md").read_text().endswith("| - |\n")
 
 
 @pytest.mark.parametrize("flag", [["--packing", "documents"], ["--data_mix", "{}=1"]])

@@ -47,7 +47,7 @@ def make_samples(
     documents = [document or "" for document in told_by_main(lambda: next(first)["text"])]
     encode = StreamEncoder(tokenizer, documents, length if line_by_line else None)
     cutter = Cutter("lines" if line_by_line else data.packing, length)
-    samples, epochs = {}, 1.0
+    samples, epochs = {}, None
     for split, stream in text.items():
         if split == "train":
             if args.max_steps <= 0:
@@ -101,7 +101,8 @@ class StreamedSamples(torch.utils.data.IterableDataset):
     hangs where shares are unequal. Files, or the shards of a dataset on the hub, are read in another order in each epoch.
 
     rank, ranks: of this process; DataLoader workers are told apart by themselves. limit: train on so many samples only,
-    those that come first in the readers' shares. epochs: that the log counts up to, if their length is known.
+    those that come first in the readers' shares. epochs: what the steps amount to; None where nobody has
+    counted, and the log tells the share of the steps.
 
     state_dict holds where the reader stands: a few numbers and less than a block of ids, all of it JSON. A new object that
     loads it goes on with the very next sample.
@@ -117,7 +118,7 @@ class StreamedSamples(torch.utils.data.IterableDataset):
         rank: int = 0,
         ranks: int = 1,
         limit: int | None = None,
-        epochs: float = 1.0,
+        epochs: float | None = None,
     ):
         self.stream = stream
         self.encode = encode

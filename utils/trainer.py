@@ -300,7 +300,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
         loader = stream_position.loader(dataset, batch_size, self.data_collator, self.args, is_training)
         if is_training:
             self.stream_loader = loader
-            self.add_callback(stream_position.StreamEpochs(dataset.epochs))
+            self.add_callback(stream_position.StreamEpochs(dataset.epochs or 1.0))
         return loader
 
     def _save_rng_state(self, output_dir) -> None:

@@ -50,6 +50,8 @@ def train_and_evaluate(trainer: LanguageModelingTrainer, checkpoint: str | None,
         trainer.save_metrics("eval", metrics)
         results |= metrics
     trainer.save_state()
+    if getattr(trainer.train_dataset, "epochs", 0) is None:  # of a stream by --max_steps: nobody knows how long it is
+        results.pop("epoch", None)
     return results
 
 
