@@ -226,6 +226,10 @@ def test_an_old_word_without_a_successor_is_refused_in_files_too(tmp_path):
         (["--report_to", "tensorbord"], "--report_to tensorbord: choose one of none, all, "),
         (["--report_to", "clearml"], "--report_to clearml: its package is not installed"),
         (["--dataloader_num_workers", "-1"], "--dataloader_num_workers -1"),
+        (
+            ["--metric_for_best_model", "perplexity"],
+            "--metric_for_best_model perplexity: an evaluation tells loss and",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(words, expected):

@@ -144,6 +144,13 @@ def test_a_dataset_that_is_not_there(name, load):
     assert f"--dataset_name {name}: " in refusal(load, dataset_name=name)
 
 
+def test_a_cache_that_cannot_be_written_is_not_the_texts_fault(tmp_path, load):
+    (tmp_path / "text.txt").write_text("some words\n")
+    (tmp_path / "cache").write_text("a file")
+    message = refusal(load, train_file=[str(tmp_path / "text.txt")])
+    assert message.startswith(f"{tmp_path / 'cache'}") and "--cache_dir" in message and "text.txt" not in message
+
+
 def test_damaged_and_misplaced_datasets(tmp_path, load):
     file = write(tmp_path, "a.txt")
     assert "give it to --train_file" in refusal(load, dataset_name=file)

@@ -48,6 +48,12 @@ def test_the_length_of_a_sample_has_one_name_in_each_script(data, own, words) ->
         assert mistyped.unknown_flag(word, known).endswith(f"did you mean --{own}?")
 
 
+@pytest.mark.parametrize("word, meant", [("--lr", "learning_rate"), ("--dataset", "dataset_name")])
+def test_the_beginning_of_several_flags_may_be_another_programs_word(word, meant) -> None:
+    with pytest.raises(UsageError, match=f"^unknown flag {word}; did you mean --{meant}\\?"):
+        PARSER.parse_args([word, "x"])
+
+
 def test_what_is_like_no_flag_gets_no_guess() -> None:
     assert mistyped.unknown_flag("--zzqqxx", KNOWN) == "unknown flag --zzqqxx; --help lists all flags"
 

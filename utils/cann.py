@@ -69,7 +69,12 @@ def asks_for_cpu(argv: Sequence[str]) -> bool:
 
 def config_text(argv: Sequence[str]) -> str:
     """What stands in the config file that the command line starts with; nothing if it starts with none."""
-    if argv and argv[0].endswith((".json", ".yaml", ".yml")) and os.path.isfile(argv[0]):
+    if (
+        argv
+        and argv[0].endswith((".json", ".yaml", ".yml"))
+        and os.path.isfile(argv[0])
+        and os.access(argv[0], os.R_OK)
+    ):
         return Path(argv[0]).read_text(encoding="utf-8", errors="replace")
     return ""
 

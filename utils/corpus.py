@@ -237,6 +237,10 @@ def _explain(error: Exception, files: list[str], builder: str, split: str) -> Us
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     what = one_line(error)[:300].rstrip(".")
+    if isinstance(error, OSError) and error.filename and str(error.filename) not in files:
+        return UsageError(
+            f"{error.filename}: {error.strerror}; this is the cache of what is read: name another folder by --cache_dir or HF_HOME"
+        )
     if "corresponds to no data" in what or isinstance(error, pandas.errors.EmptyDataError):
         return _no_row(files, split)
     others = f" or one of {len(files) - 1} more" if len(files) > 1 else ""
@@ -375,6 +379,12 @@ def _choose_column(columns: list[str], data: DataArguments, split: str) -> str:
 
 def _empty_message(data: DataArguments, split: str) -> str:
     if data.validation_file is None and data.dataset_name is None:
+        if data.packing == "documents":
+            return (
+                f"--validation_split_percentage {data.validation_split_percentage}: leaves no {split} text of so few "
+                "documents, which are parted by blank lines in a text file; give --validation_file, or leave out --packing "
+                "documents"
+            )
         return (
             f"--validation_split_percentage {data.validation_split_percentage}: leaves no {split} text of so short a "
             "training text; give --validation_file or another percentage"

@@ -125,7 +125,10 @@ class CausalDataArguments(DataArguments):
     """Text for run_clm.py."""
 
     block_size: int | None = field(
-        default=None, metadata={"help": "Tokens in a block. Default: what tokenizer and model can take, at most 1024."}
+        default=None,
+        metadata={
+            "help": "Tokens in a block. Default: what the tokenizer says, else the model's positions, at most 1024."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -196,6 +199,10 @@ class PermutedDataArguments(SequenceDataArguments):
         _check_share("--plm_probability", self.plm_probability)
         if self.max_span_length < 1:
             raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
+        if self.max_seq_length is not None and self.max_span_length > self.max_seq_length:
+            raise UsageError(
+                f"--max_span_length {self.max_span_length}: more than the {self.max_seq_length} tokens of a sequence; give less"
+            )
         if self.max_seq_length is not None and self.plm_probability * self.max_seq_length < 1:
             raise UsageError(
                 f"--plm_probability {self.plm_probability}: less than one of {self.max_seq_length} tokens would be "

@@ -83,8 +83,11 @@ def meant_flag(name: str, known: Collection[str]) -> str | None:
 def wrong_value(message: str) -> str:
     """argparse's message about a flag's value, said as all our errors are: flag, value, remedy."""
     if found := re.match(r"ambiguous option: (\S+) could match (.*)", message):
+        flag = found[1].split("=")[0]
         flags = sorted({flag.strip().replace("-", "_").replace("__", "--", 1) for flag in found[2].split(",")})
-        return f"unknown flag {found[1].split('=')[0]}; did you mean {_one_of(flags)}?"
+        if elsewhere := ELSEWHERE.get(flag.lstrip("-").replace("-", "_")):
+            flags = [f"--{elsewhere}"]
+        return f"unknown flag {flag}; did you mean {_one_of(flags)}?"
     found = re.match(r"argument (--[\w-]+)(?:/\S+)?: (.*)", message, re.DOTALL)
     if not found:
         return message

@@ -288,5 +288,10 @@ class LanguageModelingArguments(TrainingArguments):
         for name in ("seed", "dataloader_num_workers", "max_bad_steps"):
             if (getattr(self, name) or 0) < 0:
                 raise UsageError(f"--{name} {getattr(self, name)}: give 0 or more")
+        if (self.metric_for_best_model or "loss").removeprefix("eval_") not in ("loss", "accuracy"):
+            raise UsageError(
+                f"--metric_for_best_model {self.metric_for_best_model}: an evaluation tells loss and accuracy; name one of them "
+                "(the lowest perplexity is that of the lowest loss)"
+            )
         if self.output_dir is not None and os.path.exists(self.output_dir) and not os.path.isdir(self.output_dir):
             raise UsageError(f"--output_dir {self.output_dir}: is a file; name a folder")
