@@ -55,7 +55,7 @@ def main() -> None:
     causal.expect_whole_blocks()
     collate = causal.collate
     if data_args.packing == "documents":
-        varlen = document_packing.keep_documents_apart(network)
+        varlen = document_packing.keep_documents_apart(network, causal=True)
         collate = causal.DocumentCollator(block_size, tokenizer.pad_token_id or 0, varlen)
     elif data_args.keep_remainder:
         collate = causal.PaddedCollator(block_size, tokenizer.pad_token_id or 0)

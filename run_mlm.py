@@ -61,7 +61,7 @@ def main() -> None:
     host_memory.keep_freed_memory(args.device.type)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config, args)
-    varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network)
+    varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network, causal=False)
     cpu_dropout.draw_few_bits(network, args.device.type)
     full_head = data_args.full_head or not masked.predict_only_masked(network)
     whole_logits = full_head or args.layers_are_patched

@@ -39,7 +39,7 @@ def gpt2() -> tuple:
 def gpt2_with_documents() -> tuple:
     causal.expect_whole_blocks()
     model = tiny.gpt2()
-    document_packing.keep_documents_apart(model)
+    document_packing.keep_documents_apart(model, causal=True)
     assert causal.predict_in_chunks(model)
     ends = np.arange(8, 24 * LENGTH + 1, 8)
     ids = blocks(tiny.VOCABULARY).ids.reshape(-1)

@@ -12,9 +12,17 @@ from commands import TINY_GPT2, losses, results, run_script
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, modeling_flash_attention_utils
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    modeling_flash_attention_utils,
+)
 
 from utils import document_packing
+from utils.errors import UsageError
 from utils.objectives import causal, dynamic_masking, masked, permutation, predicted_rows, relative_attention
 
 LENGTH = 24
@@ -131,7 +139,7 @@ def compare(model: torch.nn.Module, alone: torch.Tensor, packed: torch.Tensor) -
 def test_causal_documents_are_computed_as_if_alone(make, attention, monkeypatch):
     model = use(make(), attention, monkeypatch)
     model.config.use_cache = False
-    varlen = document_packing.keep_documents_apart(model)
+    varlen = document_packing.keep_documents_apart(model, causal=True)
     assert varlen == (attention == "flash_attention_2")
     packed = blocks(tiny.VOCABULARY)
     batch = causal.DocumentCollator(LENGTH, varlen=varlen)([packed[index] for index in range(len(packed))])
@@ -152,7 +160,7 @@ def test_causal_documents_are_computed_as_if_alone(make, attention, monkeypatch)
 @pytest.mark.parametrize("family", families.MASKED)
 def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatch):
     model = use(families.make(family), attention, monkeypatch)
-    varlen = document_packing.keep_documents_apart(model)
+    varlen = document_packing.keep_documents_apart(model, causal=False)
     masked.predict_only_masked(model)
     law = masked.MaskingLaw(0.4, 4, families.VOCABULARY, np.arange(families.VOCABULARY) < 5)
     packed = dynamic_masking.draw(blocks(families.VOCABULARY), law, seed=1)
@@ -170,6 +178,27 @@ def test_masked_documents_are_computed_as_if_alone(family, attention, monkeypatc
             sums = sums + predicted_rows.token_sums(logits, one["labels"][:, places])[0]
     assert together[:, 1].sum() == sums[1] > 20
     compare(model, sums[2], together[:, 2].sum())
+
+
+TINY = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family, causal", [("llama", True), ("bert", True), ("roberta-prelayernorm", False)])
+def test_other_kinds_show_on_two_documents_whether_they_compute_them_apart(family, causal, attention):
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**TINY, is_decoder=causal, attn_implementation=attention)
+    config.use_cache = False
+    kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    assert document_packing.keep_documents_apart(kind.from_config(config).train(), causal) is False
+    with pytest.raises(UsageError, match=f"--packing documents: {family} does not compute"):
+        document_packing.keep_documents_apart(kind.from_config(config), not causal)
+
+
+def test_a_kind_of_unknown_positions_is_refused(monkeypatch):
+    monkeypatch.setattr(document_packing, "POSITIONS_AFTER_PADDING", ())
+    with pytest.raises(UsageError, match="roberta does not compute documents"):
+        document_packing.keep_documents_apart(families.make("roberta"), causal=False)
 
 
 def test_permuted_documents_are_computed_as_if_alone():

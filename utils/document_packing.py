@@ -10,6 +10,7 @@ import bisect
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from utils import device
 from utils.errors import UsageError
@@ -19,6 +20,16 @@ FILLER = -1  # the document's number where a block is not full
 # ENDS, so that shapes are few.
 VARLEN = ("flash_attention_2", "flash_attention_3")
 ENDS = 64
+POSITIONS_AFTER_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "roberta-prelayernorm",
+    "data2vec-text",
+    "ibert",
+    "xmod",
+)
 
 
 class DocumentBlocks(torch.utils.data.Dataset):
@@ -118,24 +129,28 @@ def visible(documents: torch.Tensor, causal: bool) -> torch.Tensor:
     return seen.tril() if causal else seen
 
 
-def keep_documents_apart(model: nn.Module) -> bool:
-    """Lets GPT, GPT-2, BERT, RoBERTa, ALBERT or DistilBERT take the `documents` of a batch: a mask is made of them, or
-    FlashAttention is told where they end, on CUDA. Returns whether batches must say so: collate's `varlen`.
+def first_position(config: PreTrainedConfig) -> int:
+    """The position id of a sequence's first token: RoBERTa and its like count from the padding id on."""
+    return config.pad_token_id + 1 if config.model_type in POSITIONS_AFTER_PADDING else 0
 
-    XLNet needs nothing: its positions are relative, and its collator puts documents into perm_mask. Raises UsageError for
-    an attention that takes neither.
+
+def keep_documents_apart(model: PreTrainedModel, causal: bool) -> bool:
+    """Lets GPT, GPT-2, BERT, RoBERTa, ALBERT, DistilBERT and models like them take the `documents` of a batch: a mask is
+    made of them, or FlashAttention is told where they end, on CUDA. Returns whether batches must say so: collate's `varlen`.
+
+    causal: no token sees a later one. XLNet needs nothing: its positions are relative, and its collator puts documents into
+    perm_mask. Raises UsageError for an attention that takes neither, and for a model that, as two documents show, computes
+    them together otherwise than alone.
     """
     kind = model.config.model_type
     assert kind != "xlnet"
     attention = model.config._attn_implementation
-    varlen = attention in VARLEN and device.accelerator() != "npu"
-    if not varlen and attention not in ("sdpa", "eager"):
+    takes_ends = attention in VARLEN and device.accelerator() != "npu"
+    if not takes_ends and attention not in ("sdpa", "eager"):
         raise UsageError(
             f"--packing documents does not work with --attn_implementation {attention} here; leave one of them out"
         )
-    is_causal = kind in ("gpt2", "openai-gpt")
-    # RoBERTa and its like number their positions from the padding id on.
-    first = model.config.pad_token_id + 1 if kind in ("roberta", "xlm-roberta", "camembert") else 0
+    first = first_position(model.config)
     now: dict = {}  # of the batch in hand
 
     def take_documents(_: nn.Module, arguments: tuple, named: dict) -> tuple[tuple, dict]:
@@ -143,11 +158,12 @@ def keep_documents_apart(model: nn.Module) -> bool:
         now["mask"] = None
         if documents is not None:
             named["position_ids"] = named["position_ids"] + first
-            if varlen:
+            attention = model.config._attn_implementation
+            if attention in VARLEN:
                 ends, length = named.pop("cu_seq_lens"), documents.shape[1]
                 named |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": length, "max_length_k": length}
                 return arguments, named
-            seen = visible(documents, is_causal)
+            seen = visible(documents, causal)
             if kind == "openai-gpt":
                 now["mask"] = additive(seen, model.dtype)
             else:
@@ -162,7 +178,35 @@ def keep_documents_apart(model: nn.Module) -> bool:
     if kind == "openai-gpt":
         for block in model.transformer.h:
             block.register_forward_pre_hook(mask_block)
-    return varlen
+    if not _are_apart(model):
+        raise UsageError(
+            f"--packing documents: {kind} does not compute documents of a block as it does each alone; leave the flag out"
+        )
+    return takes_ends
+
+
+@torch.no_grad()
+def _are_apart(model: PreTrainedModel) -> bool:
+    """Whether two short documents have the logits that each has alone, by masks: FlashAttention runs on its device only."""
+    if any(weight.is_meta or weight.numel() == 0 for weight in model.parameters()):
+        return True  # DeepSpeed has parted the weights: nothing can be computed before it runs
+    samples = [{"documents": np.array([0, 0, 0, 1, 1])}]
+    words = [word for word in range(min(8, model.config.vocab_size)) if word != model.config.pad_token_id]
+    ids = torch.tensor([(5 * words)[:5]])
+    training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    try:
+        if attention in VARLEN:
+            model.config._attn_implementation = "eager"
+        together = model(input_ids=ids, **collate(samples, 5)).logits
+        alone = torch.cat([model(input_ids=part).logits for part in ids.split([3, 2], dim=1)], dim=1)
+    except (RuntimeError, TypeError, ValueError, IndexError):  # of a model that takes no such mask or positions
+        return False
+    finally:
+        model.config._attn_implementation = attention
+        model.train(training)
+    tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 0.05
+    return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
 
 
 def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

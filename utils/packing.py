@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from utils.data_arguments import DataArguments
-from utils.document_packing import DocumentBlocks
+from utils.document_packing import DocumentBlocks, first_position
 from utils.errors import UsageError
 from utils.token_cache import Tokens
 from utils.tokenization import check_room, tokenize_all
@@ -50,9 +50,7 @@ def position_count(config: PreTrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or positions < 1:  # XLNet says -1
         return None
-    # RoBERTa and its like number their positions from the padding id on.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return positions - offset
+    return positions - first_position(config)
 
 
 def make_samples(
