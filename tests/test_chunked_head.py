@@ -10,8 +10,12 @@ from torch import nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OpenAIGPTConfig,
     OpenAIGPTLMHeadModel,
 )
@@ -124,6 +128,28 @@ def test_a_model_that_does_more_with_its_logits_keeps_them():
     assert not causal.predict_in_chunks(model) and model.training
     assert torch.equal(model(input_ids=ids).logits, before)
     assert not model._forward_pre_hooks and "forward" not in vars(model.lm_head)
+
+
+def test_experts_whose_balance_counts_in_the_loss_keep_transformers_loss():
+    config = MixtralConfig(
+        vocab_size=tiny.VOCABULARY, num_key_value_heads=2, num_local_experts=2, output_router_logits=True, **SIZES
+    )
+    assert not causal.predict_in_chunks(MixtralForCausalLM(config))
+    config.output_router_logits = False
+    assert causal.predict_in_chunks(MixtralForCausalLM(config))
+
+
+def test_an_attention_that_runs_on_a_device_only_does_not_keep_the_head_whole():
+    model = tiny.gpt2()
+    model.config._attn_implementation = "flash_attention_2"
+    assert causal.predict_in_chunks(model)
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.parametrize("positions", [2, 3])
+def test_a_model_of_few_positions(positions):
+    config = GPT2Config(vocab_size=tiny.VOCABULARY, n_embd=32, n_head=2, n_layer=1, n_positions=positions)
+    assert causal.predict_in_chunks(GPT2LMHeadModel(config))
 
 
 def test_another_head_than_a_plain_linear_layer_is_left_alone():
