@@ -165,8 +165,17 @@ def test_chunks_are_within_memory_and_as_few_as_it_allows(rows, vocabulary, devi
     memory = chunked_loss.CHUNK_BYTES.get(device, chunked_loss.CHUNK_BYTES_ON_A_DEVICE)
     columns = chunked_loss.aligned(vocabulary, device)
     assert 4 * columns * chunk <= memory
-    assert chunk % 16 == 0
-    assert 4 * columns * (chunk + 32) * -(-rows // chunk) > min(memory, 4 * columns * rows)
+    assert chunk % 16 == 0 and chunk <= chunked_loss.MOST_ROWS
+    assert (chunk + 32) * -(-rows // chunk) > min(memory / (4 * columns), chunked_loss.MOST_ROWS, rows)
+
+
+def test_a_gradient_that_adds_up_over_many_rows_stays_within_float16():
+    """40,000 rows with one target: their sum is beyond float16's 65,504, each chunk's is not."""
+    hidden = torch.full((40_000, 4), 2.0, dtype=torch.float16, requires_grad=True)
+    weight = torch.zeros(20, 4, dtype=torch.float16, requires_grad=True)
+    loss = chunked_loss.loss_sum(hidden, weight, None, torch.zeros(40_000, dtype=torch.int64))
+    [gradient] = torch.autograd.grad(loss / 40_000, [weight])
+    assert gradient[0].tolist() == pytest.approx([-2 * 19 / 20] * 4, rel=1e-3)
 
 
 def test_whole_logits_are_never_in_memory(way):

@@ -22,6 +22,8 @@ IGNORED = -100
 # products if chunks are large: with 64 rows of GPT-2's 50,257 outputs a CPU took half as long again as with 512.
 CHUNK_BYTES = {"cpu": 256 * 2**20}
 CHUNK_BYTES_ON_A_DEVICE = 512 * 2**20
+# A chunk adds up to a weight's gradient in its own type, before any loss scale: of so many rows it stays within float16.
+MOST_ROWS = 4096
 TILED_ON = ("cpu",)  # types of device
 # Rows of logits that begin anywhere keep matrix units from their fast kernels: the head takes up to three times as long on
 # CUDA (Netflix, "Scaling LLM Post-Training at Netflix", 2026), where nanoGPT's steps were a quarter faster with 50,304 words
@@ -100,7 +102,7 @@ def _correct_and_losses(rows, weight, bias, targets, chunk: int) -> tuple[torch.
 def chunk_rows(rows: int, vocabulary: int, device_type: str) -> int:
     """The rows of one chunk: chunks are as few as memory allows, and of equal size but for the last."""
     row_bytes = 4 * aligned(vocabulary, device_type)
-    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES_ON_A_DEVICE) // row_bytes)
+    most = max(1, min(MOST_ROWS, CHUNK_BYTES.get(device_type, CHUNK_BYTES_ON_A_DEVICE) // row_bytes))
     most = most // 16 * 16 or most  # what matrix units like
     chunks = max(1, math.ceil(rows / most))
     return max(1, min(most, math.ceil(rows / chunks / 16) * 16))
