@@ -4,9 +4,11 @@ import re
 import sys
 
 import pytest
+import torch
 import transformers
 import yaml
 from commands import TINY_GPT2, one_error_line, results, run, run_script
+from safetensors.torch import load_file
 from stand_in_hub import TOKEN, StandInHub, client_environment
 
 from utils import try_it
@@ -113,6 +115,16 @@ def test_the_run_was_pushed(trained, hub) -> None:
     assert not list(pushed.glob("checkpoint-*")) and not (pushed / "report.json").exists()
     written = b"".join(path.read_bytes() for path in pushed.rglob("*") if path.is_file())
     assert TOKEN.encode() not in written
+
+
+def test_an_evaluation_in_half_precision_costs_the_pushed_model_nothing(hub, files, tmp_path) -> None:
+    environment = client_environment(hub.url, tmp_path / "home", HF_HUB_OFFLINE="0")
+    push = ["--push_to_hub", "--hub_model_id", "user/half", "--hub_token", TOKEN]
+    run_script(
+        *KINDS["gpt2"], *files, *STEPS, *push, "--bf16_full_eval", "--output_dir", tmp_path / "run", **environment
+    )
+    for folder in (tmp_path / "run", hub.root / "models" / "user" / "half"):
+        assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float32}
 
 
 def test_what_was_pushed_is_a_model_to_start_from(trained, hub, files, tmp_path) -> None:

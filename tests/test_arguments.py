@@ -297,3 +297,21 @@ def test_values_in_files_that_are_awkward_on_a_command_line(content, value, tmp_
 )
 def test_who_wants_a_traceback(words, wanted):
     assert arguments.wants_traceback([*WORDS, *words]) is wanted
+
+
+# ---- settled by the flags together ----
+@pytest.mark.parametrize("level, is_kept", [("O1", True), ("O2", False), ("O3", False)])
+def test_a_model_whose_weights_are_half_is_evaluated_as_it_is(level, is_kept, tmp_path):
+    args = arguments.LanguageModelingArguments(str(tmp_path), bf16=True, fp16_opt_level=level, bf16_full_eval=True)
+    assert args.bf16_full_eval is is_kept
+    assert any("--bf16_full_eval is not needed" in note for note in args.notes) is not is_kept
+
+
+def test_one_process_uses_one_of_several_devices(tmp_path):
+    args = arguments.LanguageModelingArguments(str(tmp_path), use_cpu=True)
+    before = list(args.notes)
+    args._n_gpu = 4
+    args._use_one_device()
+    assert args.n_gpu == 1 and "torchrun --nproc_per_node=4" in args.notes[-1]
+    args._use_one_device()
+    assert len(args.notes) == len(before) + 1

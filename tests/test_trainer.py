@@ -491,3 +491,10 @@ def test_checkpointed_activations_change_nothing(tmp_path, level):
         found.append(trainer)
     assert logged(found[0], "loss") == logged(found[1], "loss")
     assert torch.equal(weights(found[0].model), weights(found[1].model))
+
+
+def test_masters_are_never_made_of_half_weights(tmp_path):
+    trainer = trainer_for(tmp_path, bf16=True, fp16_opt_level="O2")
+    trainer.evaluate()
+    with pytest.raises(RuntimeError, match="evaluate.. before train.. has made the weights half"):
+        trainer.train()

@@ -177,8 +177,8 @@ def conclude(trainer, steps: int) -> tuple[bool, str]:
 def why_not(trainer) -> str | None:
     """What in the flags or the data keeps a run from compiling by itself, however long it is; None if nothing does."""
     args = trainer.args
-    if args.layers_are_patched or args.n_gpu > 1:
-        return "apex, FSDP, DeepSpeed and DataParallel are left as they are"
+    if args.layers_are_patched:
+        return "apex, FSDP and DeepSpeed are left as they are"
     if args.auto_find_batch_size:
         return "--auto_find_batch_size may change the batch"
     if args.gradient_checkpointing:

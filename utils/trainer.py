@@ -106,6 +106,11 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
             self.optimizer = self.apex.initialize(self.model, optimizer)
             return self.optimizer
         self._warn_of_underflow(optimizer)
+        if self._model_is_cast and self.args.precision.has_master_weights:
+            raise RuntimeError(
+                "evaluate() before train() has made the weights half, and float32 masters can no longer be made of them: train "
+                "with a new Trainer"
+            )
         masters = self._cast_model()
         if self.args.use_combine_grad or masters:
             self.optimizer = CombinedOptimizer(
@@ -186,7 +191,7 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
     def _wrap_model(self, model, training=True, dataloader=None):
         if isinstance(model, CombinedDataParallel):
             return model
-        if not training or self.combined is None or self.args.n_gpu > 1:
+        if not training or self.combined is None:
             return super()._wrap_model(model, training, dataloader)
         # Compiled, but neither wrapped in DDP nor placed: Trainer has done that, and accelerate's device of a process
         # among several, cpu:0, is for torch another one than cpu. Its `.to` would copy the weights out of their buffer.
@@ -258,7 +263,14 @@ class LanguageModelingTrainer(WatchedTrainer, ObjectiveTrainer):
             # A checkpoint may hold shards alone; the model that training leaves behind is whole.
             whole = self.accelerator.get_state_dict(self.model)
             self._save(output_dir, state_dict=whole)
+        if _internal_call and self._is_evaluated_in_half():
+            return  # before a push: what training has saved is better
         super().save_model(output_dir, _internal_call)
+
+    def _is_evaluated_in_half(self) -> bool:
+        """Whether an evaluation has left the weights in half precision, after training has saved them."""
+        in_half = self.args.fp16_full_eval or self.args.bf16_full_eval
+        return in_half and self.args.do_train and not self.is_in_train
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # What is saved are the float32 masters: loadable at any level, and nothing is lost on the way.

@@ -166,6 +166,7 @@ class LanguageModelingArguments(TrainingArguments):
         self._check_elastic()
         self._check_numbers()
         self._check_reports()
+        self._keep_evaluation_in_its_type()
         self.notes += self._choose_backend()
         if self.enable_jit_checkpoint:
             self.enable_jit_checkpoint: bool = False
@@ -189,6 +190,7 @@ class LanguageModelingArguments(TrainingArguments):
         compilation.settle(self)
         data_loading.begin(self)
         super().__post_init__()
+        self._use_one_device()
         device.check_free(self.device)
         compilation.check(self)
         device.configure(self.device, self.npu_jit_compile, self.npu_internal_format)
@@ -230,6 +232,23 @@ class LanguageModelingArguments(TrainingArguments):
             return [f"--half_precision_backend apex is now native ({reason})"]
         self.half_precision_backend = "apex"
         return []
+
+    def _use_one_device(self) -> None:
+        """A process trains on one device; Trainer would spread it over all that it sees, by nn.DataParallel."""
+        if self.n_gpu > 1:
+            self.notes.append(
+                f"{self.n_gpu} devices are here, and one is used: torchrun --nproc_per_node={self.n_gpu} in place of python uses all"
+            )
+            self._n_gpu = 1
+
+    def _keep_evaluation_in_its_type(self) -> None:
+        """A model whose weights are half is evaluated as it is: Trainer would make its norms half as well."""
+        for name in ("fp16_full_eval", "bf16_full_eval"):
+            if getattr(self, name) and self.precision.casts_model:
+                setattr(self, name, False)
+                self.notes.append(
+                    f"--{name} is not needed: at {self.precision.level} the model is evaluated in half precision"
+                )
 
     def _check_optimizer(self) -> None:
         optimizer = str(getattr(self.optim, "value", self.optim))
