@@ -12,13 +12,15 @@ from transformers.pytorch_utils import Conv1D
 from utils import chunked_head, device, prepacked_weights, tiled_loss
 from utils.prepacked_weights import prepacked
 
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
 pytestmark = pytest.mark.skipif(
-    not prepacked_weights._can(), reason="this processor has no kernels for packed weights"
+    CAPABILITY not in ("AVX2", "AVX512"), reason="this processor has no kernels for packed weights"
 )
 
 
 @pytest.fixture(autouse=True)
 def small_ones_too(monkeypatch):
+    monkeypatch.setattr(prepacked_weights, "GAINS_ON", (CAPABILITY,))
     monkeypatch.setattr(prepacked_weights, "LEAST", 1)
     monkeypatch.setattr(prepacked_weights, "ENOUGH_ROWS", 28)
 
@@ -163,3 +165,9 @@ def test_each_process_of_the_host_needs_room(tmp_path, monkeypatch, packings):
         packings.clear()
         trainer.evaluate()
         assert len(packings) == packs
+
+
+def test_where_packing_gains_nothing_weights_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(prepacked_weights, "GAINS_ON", ())
+    with prepacked(tiny.gpt2(), (Conv1D,)) as count:
+        assert count == 0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+GAINS_ON = ("AVX2",)  # instruction sets, by torch's names
 LEAST = 2**16  # elements of a weight that is worth it
 # To pack a weight takes as long as packed weights save in a product with some 1,200 rows (GPT-2, two cores with AVX2).
 ENOUGH_ROWS = 1024
@@ -84,5 +85,5 @@ def _gains(weight: torch.Tensor) -> bool:
 
 def _can() -> bool:
     # The two operators are what torch.compile freezes layers to: there since torch 2.1, with no promise that they stay.
-    there = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    there = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() in GAINS_ON
     return there and all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
