@@ -307,6 +307,11 @@ def test_a_model_whose_weights_are_half_is_evaluated_as_it_is(level, is_kept, tm
     assert any("--bf16_full_eval is not needed" in note for note in args.notes) is not is_kept
 
 
+def test_a_prediction_is_told_to_be_none(tmp_path):
+    args = arguments.LanguageModelingArguments(str(tmp_path), do_predict=True)
+    assert any("--do_predict does nothing" in note for note in args.notes)
+
+
 def test_one_process_uses_one_of_several_devices(tmp_path):
     args = arguments.LanguageModelingArguments(str(tmp_path), use_cpu=True)
     before = list(args.notes)

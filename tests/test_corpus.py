@@ -286,6 +286,7 @@ def test_a_row_that_ends_too_early(tmp_path, load):
 def test_files_that_are_not_there(tmp_path, load):
     text, table = write(tmp_path, "a.txt"), write(tmp_path, "a.csv")
     assert refusal(load, train_file=["/no/file.txt"]) == "--train_file /no/file.txt: no such file"
+    assert "download it first" in refusal(load, train_file=["https://example.org/file.txt"])
     assert refusal(load, train_file=["/no/*.txt"]) == "--train_file /no/*.txt: matches no file"
     assert "--validation_file /no/file.txt" in refusal(load, train_file=[text], validation_file=["/no/file.txt"])
     folder = refusal(load, train_file=[str(tmp_path)])

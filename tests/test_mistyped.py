@@ -1,5 +1,6 @@
 """A mistyped flag or value is answered with what was meant."""
 
+import dataclasses
 import re
 
 import pytest
@@ -52,6 +53,15 @@ def test_the_length_of_a_sample_has_one_name_in_each_script(data, own, words) ->
 def test_the_beginning_of_several_flags_may_be_another_programs_word(word, meant) -> None:
     with pytest.raises(UsageError, match=f"^unknown flag {word}; did you mean --{meant}\\?"):
         PARSER.parse_args([word, "x"])
+
+
+def test_a_flag_of_another_script_names_it() -> None:
+    assert mistyped.unknown_flag("--mlm-probability=0.2", KNOWN).endswith("it is a flag of run_mlm.py")
+    for data, names in ((MaskedDataArguments, ["run_mlm.py"]), (PermutedDataArguments, ["run_plm.py"])):
+        own = {field.name for field in dataclasses.fields(data)} - {
+            f.name for f in dataclasses.fields(CausalDataArguments)
+        }
+        assert own - {"max_seq_length"} == {flag for flag, of in mistyped.OF_SCRIPTS.items() if names[0] in of}
 
 
 def test_what_is_like_no_flag_gets_no_guess() -> None:

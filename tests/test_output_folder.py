@@ -160,6 +160,16 @@ def test_what_a_killed_save_left_goes_at_the_next_start(folder):
     assert not (folder / "_incomplete").exists() and own.exists()
 
 
+def test_a_finished_run_leaves_no_empty_folder(folder):
+    checkpoint(folder, 2)
+    (folder / "_incomplete").mkdir(exist_ok=True)
+    finish(str(folder))
+    assert not (folder / "_incomplete").exists()
+    (folder / "_incomplete" / "somebody's").mkdir(parents=True)
+    finish(str(folder))
+    assert (folder / "_incomplete" / "somebody's").exists()
+
+
 @pytest.mark.parametrize("resume", [None, "auto", "named"])
 def test_another_number_of_processes_is_refused(resume, folder):
     own = checkpoint(folder, 2, processes=2)

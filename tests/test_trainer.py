@@ -498,3 +498,9 @@ def test_masters_are_never_made_of_half_weights(tmp_path):
     trainer.evaluate()
     with pytest.raises(RuntimeError, match="evaluate.. before train.. has made the weights half"):
         trainer.train()
+
+
+def test_a_checkpoint_beyond_the_goal_is_told(tmp_path, caplog):
+    trainer_for(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=2).train()
+    trainer_for(tmp_path / "less", max_steps=1).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert "nothing is left to train: step 2 is reached, and the run has 1" in caplog.text

@@ -35,7 +35,8 @@ class Parser(HfArgumentParser):
                 action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{one_line(ValueError(mistyped.wrong_value(message)))}; --help lists all flags")
+        told = one_line(ValueError(mistyped.wrong_value(message)))
+        raise UsageError(told if told.endswith("?") else f"{told}; --help lists all flags")
 
     def format_help(self) -> str:
         own = {"Model": ModelArguments, "Text": DataArguments}

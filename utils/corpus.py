@@ -273,7 +273,8 @@ def find_files(flag: str, given: list[str]) -> list[str]:
                 "saved by `datasets` to --dataset_name"
             )
         if not os.path.exists(file):
-            raise UsageError(f"{flag} {file}: no such file")
+            remedy = "; addresses are not read, download it first" if "://" in file else ""
+            raise UsageError(f"{flag} {file}: no such file{remedy}")
         if not os.access(file, os.R_OK):
             raise UsageError(f"{flag} {file}: may not be read; check its permissions")
         if os.path.getsize(file) == 0:

@@ -42,6 +42,15 @@ LENGTHS_ELSEWHERE = {
     "sequence_length",
     "context_length",
 }
+# Flags that not all three scripts have.
+OF_SCRIPTS = {
+    "line_by_line": "run_mlm.py and run_plm.py",
+    "pad_to_max_length": "run_mlm.py and run_plm.py",
+    "mlm_probability": "run_mlm.py",
+    "whole_word_mask": "run_mlm.py",
+    "plm_probability": "run_plm.py",
+    "max_span_length": "run_plm.py",
+}
 SHOWN = 12  # of a flag's choices
 LONG_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
 
@@ -58,6 +67,8 @@ def unknown_flag(word: str, known: Collection[str]) -> str:
     name = word.lstrip("-").split("=")[0].replace("-", "_")
     if name in known:
         return f"unknown flag {word}: flags start with two hyphens: --{name}"
+    if name in OF_SCRIPTS:
+        return f"unknown flag --{name}: it is a flag of {OF_SCRIPTS[name]}"
     meant = meant_flag(name, known)
     remedy = f"did you mean --{meant}?" if meant else "--help lists all flags"
     return f"unknown flag --{name}; {remedy}"

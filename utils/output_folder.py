@@ -4,6 +4,7 @@ A run keeps `run.json` in its folder: its id, the script, its arguments and whet
 manifest of each of its checkpoints, too.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -240,6 +241,8 @@ def finish(output_dir: str) -> None:
     """Records that the run came to its end. For one process to call, after everything is written."""
     folder = Path(output_dir)
     _write_record(folder, {**_read_record(folder), "finished": True})
+    with contextlib.suppress(OSError):  # there is none, or something of somebody else's is in it
+        (folder / checkpoint.STAGING).rmdir()
 
 
 def first_difference(before: dict, now: dict) -> tuple[str, object, object] | None:

@@ -147,6 +147,10 @@ class ThroughputClock(TrainerCallback):
                 device.describe(args.device),
             )
         steps = state.max_steps - state.global_step
+        if steps <= 0:
+            logger.warning(
+                "nothing is left to train: step %d is reached, and the run has %d", state.global_step, state.max_steps
+            )
         if not args.dry_run:
             samples = self.trainer.get_total_train_batch_size(args)
             logger.info(

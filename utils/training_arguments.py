@@ -168,6 +168,10 @@ class LanguageModelingArguments(TrainingArguments):
         self._check_reports()
         self._keep_evaluation_in_its_type()
         self.notes += self._choose_backend()
+        if self.do_predict:
+            self.notes.append(
+                "--do_predict does nothing here: --do_eval tells loss and accuracy of the validation text"
+            )
         if self.enable_jit_checkpoint:
             self.enable_jit_checkpoint: bool = False
             self.notes.append(
