@@ -199,7 +199,7 @@ class PermutedDataArguments(SequenceDataArguments):
         _check_share("--plm_probability", self.plm_probability)
         if self.max_span_length < 1:
             raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
-        if self.max_seq_length is not None and self.max_span_length > self.max_seq_length:
+        if self.max_seq_length is not None and self.max_span_length > max(5, self.max_seq_length):  # 5 is the default
             raise UsageError(
                 f"--max_span_length {self.max_span_length}: more than the {self.max_seq_length} tokens of a sequence; give less"
             )
