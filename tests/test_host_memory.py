@@ -11,16 +11,17 @@ from commands import ROOT
 from utils import host_memory
 
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# A step that takes and frees two blocks of 40 MiB.
+# A step that takes and frees two blocks of as many MiB.
 FAULTS = """
 import resource, sys
 import torch
 from utils import host_memory
-if sys.argv[1] == "keep":
-    assert host_memory.keep_freed_memory("cpu")
+if sys.argv[1] != "give back":
+    assert host_memory.keep_freed_memory("cpu", sys.argv[1] == "keep")
+elements = int(sys.argv[2]) * 2**18
 def step():
-    first = torch.ones(10 * 2**20)
-    second = torch.ones(10 * 2**20)
+    first = torch.ones(elements)
+    second = torch.ones(elements)
 for _ in range(30):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -48,8 +49,16 @@ def number_told_by(program: str, *words: str, **variables: str) -> int:
 
 @pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="mallopt is glibc's")
 def test_a_step_faults_no_pages_that_an_earlier_one_has_freed():
-    assert number_told_by(FAULTS, "give back") >= 4 * 2 * 19  # 40 MiB in huge pages, if those are always used
-    assert number_told_by(FAULTS, "keep") < 4 * 19
+    assert number_told_by(FAULTS, "give back", "40") >= 4 * 2 * 19  # 40 MiB in huge pages, if those are always used
+    assert number_told_by(FAULTS, "keep", "40") < 4 * 19
+    assert number_told_by(FAULTS, "keep small ones", "40") < 4 * 19
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="mallopt is glibc's")
+def test_large_blocks_are_kept_where_all_steps_take_the_same():
+    """GPT-2's token embedding has 147 MiB."""
+    assert number_told_by(FAULTS, "keep", "147") < 4 * 73
+    assert number_told_by(FAULTS, "keep small ones", "147") >= 4 * 2 * 73
 
 
 @pytest.mark.skipif(not SWITCH.exists() or "[never]" in SWITCH.read_text(), reason="this kernel gives no huge pages")

@@ -13,9 +13,11 @@ import os
 TORCH_VARIABLES = {"THP_MEM_ALLOC_ENABLE": "1"}
 # Of glibc's malloc.h; see mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-# Bytes of a block. A few sizes of what malloc keeps it cannot use again at once, for want of the 64 bytes that alignment may
-# take, so it holds up to seven such blocks too many; of larger ones that would be felt.
-LARGEST_KEPT = 64 * 2**20
+# Bytes of the largest block that is kept. malloc cannot use a block again for one of the same size at once, for want of what
+# alignment may take, so it holds a few too many: by a tenth of the memory where each step takes the same blocks, which is less
+# than what their zeroing costs in time; by more than half where lengths differ.
+LARGEST_KEPT = 256 * 2**20
+LARGEST_KEPT_OF_MANY_SIZES = 64 * 2**20
 
 
 def ask_for_huge_pages() -> None:
@@ -24,10 +26,10 @@ def ask_for_huge_pages() -> None:
         os.environ.setdefault(name, value)
 
 
-def keep_freed_memory(device_type: str) -> bool:
+def keep_freed_memory(device_type: str, equal_lengths: bool = True) -> bool:
     """Lets malloc serve a step from what the step before has freed; returns whether it does.
 
-    It does for a CPU and with glibc. The process then stays near its peak memory until it ends.
+    equal_lengths: all batches have one length, so that a step takes the blocks of the one before. It does for a CPU and with glibc. The process then stays near its peak memory until it ends.
     """
     if device_type != "cpu":
         return False
@@ -36,5 +38,6 @@ def keep_freed_memory(device_type: str) -> bool:
     except (AttributeError, OSError, TypeError):  # another C library
         return False
     # Before 2.35 glibc refuses a threshold above 32 MiB; without any mmap it keeps larger blocks too.
-    kept = mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) or mallopt(M_MMAP_MAX, 0)
+    largest = LARGEST_KEPT if equal_lengths else LARGEST_KEPT_OF_MANY_SIZES
+    kept = mallopt(M_MMAP_THRESHOLD, largest) or mallopt(M_MMAP_MAX, 0)
     return bool(kept and mallopt(M_TRIM_THRESHOLD, -1))
