@@ -42,8 +42,8 @@ def main() -> None:
 
     # Text, tokenizer, blocks.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
-    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, claim.checkpoint)
-    model.check_objective(config, "run_clm.py")
+    first_text = text[args.splits[0]]
+    config, tokenizer = model.load_config_and_tokenizer("run_clm.py", first_text, model_args, claim.checkpoint)
     block_size = packing.choose_block_size(data_args.block_size, tokenizer, config)
     make_samples = stream_packing.make_samples if data_args.streaming else packing.make_samples
     blocks, figures = make_samples(text, tokenizer, block_size, data_args, args, model_args.cache_dir)

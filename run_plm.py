@@ -43,8 +43,8 @@ def main() -> None:
 
     # Text, tokenizer, sequences.
     text = corpus.load_text(data_args, args.splits, model_args.cache_dir, model_args.token, args.seed)
-    config, tokenizer = model.load_config_and_tokenizer(text[args.splits[0]], model_args, claim.checkpoint)
-    model.check_objective(config, "run_plm.py")
+    first_text = text[args.splits[0]]
+    config, tokenizer = model.load_config_and_tokenizer("run_plm.py", first_text, model_args, claim.checkpoint)
     tokenization.check_mask_token(tokenizer)
     length = packing.choose_block_size(data_args.max_seq_length, tokenizer, config, "--max_seq_length")
     make_samples = stream_packing.make_samples if data_args.streaming else packing.make_samples

@@ -80,14 +80,16 @@ def outside(config: PreTrainedConfig) -> dict[str, None]:
 
 
 def load_config_and_tokenizer(
-    text: Dataset | Stream, model: ModelArguments, checkpoint: str | None = None
+    script: str, text: Dataset | Stream, model: ModelArguments, checkpoint: str | None = None
 ) -> tuple[PreTrainedConfig, Tokenizer]:
-    """Both by name or from scratch, fitting each other. Raises UsageError where they do not.
+    """Both by name or from scratch, fitting each other. Raises UsageError where they do not, and for a model that another
+    script than `script` trains, before a tokenizer is trained for it.
 
     text: what a tokenizer is trained on if none is named. checkpoint: what the run resumes from, which has the tokenizer
     that was trained then.
     """
     config = load_config(model)
+    check_objective(config, script)
     tokenizer = load_tokenizer(model)
     if tokenizer is None and checkpoint is not None:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
