@@ -58,8 +58,7 @@ def main() -> None:
     samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
 
     # Model and trainer. The head predicts what is hidden, and nothing else.
-    equal_lengths = not data_args.line_by_line or data_args.pads_to_length
-    host_memory.keep_freed_memory(args.device.type, equal_lengths)
+    host_memory.keep_freed_memory(args.device.type, data_args.has_equal_lengths)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForMaskedLM, model_args, config, args)
     varlen = data_args.packing == "documents" and document_packing.keep_documents_apart(network, causal=False)

@@ -59,8 +59,7 @@ def main() -> None:
     samples = {split: dynamic_masking.draw(samples[split], law, args.seed) for split in samples}
 
     # Model and trainer. The query stream and the head have the predicted rows, and no others.
-    equal_lengths = not data_args.line_by_line or data_args.pads_to_length
-    host_memory.keep_freed_memory(args.device.type, equal_lengths)
+    host_memory.keep_freed_memory(args.device.type, data_args.has_equal_lengths)
     device.seed_all(args.seed)
     network = model.load_model(AutoModelForCausalLM, model_args, config, args)
     cpu_dropout.draw_few_bits(network, args.device.type)

@@ -113,9 +113,8 @@ def test_bad_input_is_one_line(corpus, tokenizer_without_mask, tmp_path, flags, 
         "--output_dir", tmp_path, expect=2,
     )  # fmt: skip
     assert words in one_error_line(done)
-    assert (
-        "is trained by" not in words or "trained one of" not in done.stdout
-    )  # no tokenizer for a model of another script
+    if "is trained by" in words:
+        assert "trained one of" not in done.stdout  # no tokenizer for a model of another script
 
 
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs the texts in ../shared/data")

@@ -380,15 +380,13 @@ def _choose_column(columns: list[str], data: DataArguments, split: str) -> str:
 
 def _empty_message(data: DataArguments, split: str) -> str:
     if data.validation_file is None and data.dataset_name is None:
+        shortage, remedy = "short a training text", " or another percentage"
         if data.packing == "documents":
-            return (
-                f"--validation_split_percentage {data.validation_split_percentage}: leaves no {split} text of so few "
-                "documents, which are parted by blank lines in a text file; give --validation_file, or leave out --packing "
-                "documents"
-            )
+            shortage = "few documents, which are parted by blank lines in a text file"
+            remedy = ", or leave out --packing documents"
         return (
-            f"--validation_split_percentage {data.validation_split_percentage}: leaves no {split} text of so short a "
-            "training text; give --validation_file or another percentage"
+            f"--validation_split_percentage {data.validation_split_percentage}: leaves no {split} text of so {shortage}; give "
+            f"--validation_file{remedy}"
         )
     source = f"--dataset_name {data.dataset_name}" if data.dataset_name else f"--{split}_file"
     return f"{source}: its {split} text is empty; name another"

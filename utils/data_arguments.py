@@ -167,6 +167,11 @@ class SequenceDataArguments(DataArguments):
             raise UsageError("--keep_remainder: --line_by_line leaves no remainder; drop the flag")
 
     @property
+    def has_equal_lengths(self) -> bool:
+        """Whether all batches have one length."""
+        return not self.line_by_line or self.pads_to_length
+
+    @property
     def pads_to_length(self) -> bool:
         """Whether shorter samples are filled up to max_seq_length, so that all batches have one shape."""
         return self.pad_to_max_length or self.packing == "documents" or self.keep_remainder
@@ -199,7 +204,8 @@ class PermutedDataArguments(SequenceDataArguments):
         _check_share("--plm_probability", self.plm_probability)
         if self.max_span_length < 1:
             raise UsageError(f"--max_span_length {self.max_span_length}: give 1 or more")
-        if self.max_seq_length is not None and self.max_span_length > max(5, self.max_seq_length):  # 5 is the default
+        for_any_length = type(self).max_span_length  # the default
+        if self.max_seq_length is not None and self.max_span_length > max(for_any_length, self.max_seq_length):
             raise UsageError(
                 f"--max_span_length {self.max_span_length}: more than the {self.max_seq_length} tokens of a sequence; give less"
             )

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from utils import device
 from utils.errors import UsageError
+from utils.trial import on_trial
 
 FILLER = -1  # the document's number where a block is not full
 # Attention that is told where sequences end, instead of a mask. Documents in a batch are rounded up to a multiple of
@@ -193,18 +194,12 @@ def _are_apart(model: PreTrainedModel) -> bool:
     samples = [{"documents": np.array([0, 0, 0, 1, 1])}]
     words = [word for word in range(min(8, model.config.vocab_size)) if word != model.config.pad_token_id]
     ids = torch.tensor([(5 * words)[:5]])
-    training, attention = model.training, model.config._attn_implementation
-    model.eval()
     try:
-        if attention in VARLEN:
-            model.config._attn_implementation = "eager"
-        together = model(input_ids=ids, **collate(samples, 5)).logits
-        alone = torch.cat([model(input_ids=part).logits for part in ids.split([3, 2], dim=1)], dim=1)
+        with on_trial(model):
+            together = model(input_ids=ids, **collate(samples, 5)).logits
+            alone = torch.cat([model(input_ids=part).logits for part in ids.split([3, 2], dim=1)], dim=1)
     except (RuntimeError, TypeError, ValueError, IndexError):  # of a model that takes no such mask or positions
         return False
-    finally:
-        model.config._attn_implementation = attention
-        model.train(training)
     tolerance = 1e-4 if alone.dtype in (torch.float32, torch.float64) else 0.05
     return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
 

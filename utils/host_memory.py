@@ -29,7 +29,8 @@ def ask_for_huge_pages() -> None:
 def keep_freed_memory(device_type: str, equal_lengths: bool = True) -> bool:
     """Lets malloc serve a step from what the step before has freed; returns whether it does.
 
-    equal_lengths: all batches have one length, so that a step takes the blocks of the one before. It does for a CPU and with glibc. The process then stays near its peak memory until it ends.
+    It does for a CPU and with glibc. The process then stays near its peak memory until it ends.
+    equal_lengths: all batches have one length, so that a step takes the blocks of the one before.
     """
     if device_type != "cpu":
         return False

@@ -187,11 +187,11 @@ def begin(output_dir: str, script: str, arguments: dict, overwrite: bool, tokens
     is there: a run that failed on a typo has not used its folder.
     """
     folder = Path(output_dir)
-    run = None if overwrite else run_id(folder)
+    earlier = _readable_record(folder)
+    run = None if overwrite else earlier["run"]
     if (folder / RUN_FILE).exists():
-        foreign = _foreign(folder)
-        before = None if run is None else _read_record(folder)["tokens"]
-        if None not in (before, tokens) and before != tokens:
+        foreign, before = earlier["foreign"], earlier["tokens"]
+        if run is not None and None not in (before, tokens) and before != tokens:
             logger.warning(
                 "the training text has %d tokens, and had %d when this run began: it goes on with other text",
                 tokens,
@@ -255,10 +255,7 @@ def first_difference(before: dict, now: dict) -> tuple[str, object, object] | No
 
 def run_id(output_dir: str | Path) -> str | None:
     """The id of the run whose folder it is; None where there is none, or one of an earlier version."""
-    try:
-        return _read_record(Path(output_dir))["run"]
-    except UsageError:
-        return None
+    return _readable_record(Path(output_dir))["run"]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -374,11 +371,12 @@ def _read_record(folder: Path) -> dict:
         ) from error
 
 
-def _foreign(folder: Path) -> list[str]:
+def _readable_record(folder: Path) -> dict:
+    """The record; where there is none that can be read, what is known without: nothing."""
     try:
-        return _read_record(folder)["foreign"]
+        return _read_record(folder)
     except UsageError:
-        return []
+        return {"run": None, "tokens": None, "foreign": []}
 
 
 def _write_record(folder: Path, record: dict) -> None:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import masking_utils
+from transformers import PreTrainedModel, masking_utils
 
 from utils import chunked_head, document_packing
 from utils.objectives import predicted_rows
 from utils.packing import position_count
+from utils.trial import on_trial
 
 
 def collate(blocks: list[dict]) -> dict[str, torch.Tensor]:
@@ -70,7 +70,7 @@ def expect_whole_blocks() -> None:
 
 
 @torch.no_grad()
-def predict_in_chunks(model: nn.Module, label_smoothing: float = 0.0) -> bool:
+def predict_in_chunks(model: PreTrainedModel, label_smoothing: float = 0.0) -> bool:
     """chunked_head.give_sums for a causal model; returns False, and changes nothing, where its results would be others.
 
     A few tokens show that: some models do more with their logits than the head alone does, such as scaling them.
@@ -79,9 +79,6 @@ def predict_in_chunks(model: nn.Module, label_smoothing: float = 0.0) -> bool:
         return False  # the loss of the experts' balance is added to one that the model computes itself
     count = min(4, position_count(model.config) or 4)
     tokens = torch.arange(count).unsqueeze(0) % model.config.vocab_size
-    training, attention = model.training, model.config._attn_implementation
-    model.eval()
-    model.config._attn_implementation = "eager"  # FlashAttention takes neither float32 nor a CPU
 
     def fits() -> bool:
         try:
@@ -89,12 +86,9 @@ def predict_in_chunks(model: nn.Module, label_smoothing: float = 0.0) -> bool:
         except (RuntimeError, TypeError, ValueError, IndexError):  # what a model does with logits of another shape
             return False
 
-    try:
+    with on_trial(model):
         expected = token_sums(model(input_ids=tokens).logits, tokens)
         return chunked_head.give_sums(model, shift=True, label_smoothing=label_smoothing, fits=fits)
-    finally:
-        model.config._attn_implementation = attention
-        model.train(training)
 
 
 def token_sums(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
